@@ -1,0 +1,34 @@
+# make app · make test · make check · make bench
+# All of them set the same virtual environment up first; it is remade when pyproject.toml or the lock changes.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# Two cores and many thread pools do not mix: one setting for every command.
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: app test check bench lock
+
+app: $(STAMP)
+	$(BIN)/python app.py
+
+test: $(STAMP)
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks
+
+$(STAMP): pyproject.toml requirements.lock
+	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v[:2] < (3, 13) else "Tandem needs Python 3.11 or 3.12, this is %d.%d: make app PYTHON=python3.12" % v[:2])'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[dev]'
+	touch $(STAMP)
+
+# Freeze what is installed now. torch is named without its local tag, so that one lock serves CPU and CUDA builds.
+lock:
+	$(BIN)/python -m pip freeze --exclude-editable --disable-pip-version-check | sed 's/+cpu$$//' | grep -viE '^(nvidia-|triton|pip==|setuptools==)' > requirements.lock

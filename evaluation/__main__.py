@@ -1,0 +1,72 @@
+"""python -m evaluation RUN: score a run's base and tuned model on held-out rows.
+
+Bad input: one sentence, exit code 2.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from evaluation.config import EvalConfig
+from evaluation.jobs import create_evaluation
+from evaluation.report import EvalReport, table
+from finetune.config import parse
+from finetune.job import at_work
+from finetune.run import Job, Run, find_run
+
+
+def main(arguments: list[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        return _work(arguments[1:]) if arguments[:1] == ["work"] else _evaluate(arguments)
+    except ValueError as error:
+        print(f"evaluation: {error}", file=sys.stderr)
+        return 2
+
+
+def _evaluate(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m evaluation", description="Score base and tuned on held-out rows.")
+    parser.add_argument("run", help="a run's id, or latest")
+    for name, info in EvalConfig.model_fields.items():
+        parser.add_argument(
+            f"--{name.replace('_', '-')}", metavar="X", default=argparse.SUPPRESS, help=info.description
+        )
+    args = vars(parser.parse_args(arguments))
+    run = find_run(args.pop("run"))
+    config = parse(EvalConfig, {name: None if value == "none" else value for name, value in args.items()})
+    job, lock = create_evaluation(run, config)
+    _live(job, lock)
+    report = job.path / "report.json"
+    if report.exists():
+        print(_text(EvalReport.model_validate_json(report.read_text())))
+        print(f"Whole report: {report}")
+    return 0
+
+
+def _work(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m evaluation work")
+    parser.add_argument("path", type=Path)
+    parser.add_argument("--lock", type=int, required=True)
+    args = parser.parse_args(arguments)
+    _live(Job(args.path), args.lock)
+    return 0
+
+
+def _live(job: Job, lock: int) -> None:
+    with at_work(job, lock) as reporter:
+        from evaluation.evaluate_run import evaluate_run  # torch is loaded only when it is this job's turn
+
+        evaluate_run(Run(job.path.parents[1]), job, reporter)
+
+
+def _text(report: EvalReport) -> str:
+    rows = [{"category": "category", "metric": "metric", "examples": "n", "base": "base", "tuned": "tuned"}]
+    rows[0] |= {"change": "change [95 % interval]", "verdict": "verdict"}
+    rows += [{name: str(value) for name, value in row.items()} for row in table(report.scores)]
+    widths = {name: max(len(row[name]) for row in rows) for name in rows[0]}
+    lines = ["  ".join(row[name].ljust(widths[name]) for name in widths).rstrip() for row in rows]
+    return "\n".join([*lines, "", report.verdict])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

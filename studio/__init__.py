@@ -1,0 +1,1 @@
+"""The page: compare, fine-tune, evaluate. Run it: python app.py."""

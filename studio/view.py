@@ -1,0 +1,125 @@
+"""Pure functions: a run, its events or a report become text, tables and plots. Nothing here touches a component."""
+
+import time
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from evaluation.report import OVERALL, EvalReport, table
+from finetune.run import Job, Run
+from inference.decode import Answer
+
+# Two colours that hold on light and dark, and apart for every common colour blindness.
+BASE_COLOUR = "#6b7a90"
+TUNED_COLOUR = "#e8710a"
+
+
+def run_choices(runs: list[Run], with_adapter: bool = False) -> list[tuple[str, str]]:
+    """(label, id) of runs, for a dropdown."""
+    chosen = [run for run in runs if not with_adapter or run.has_adapter()]
+    return [(f"{run.id} · {run.status()['state']}", run.id) for run in chosen]
+
+
+def progress(job: Job | None, nothing: str) -> str:
+    """Where a job stands, in a line of Markdown."""
+    if job is None:
+        return nothing
+    status = job.status()
+    state = status["state"]
+    parts = [f"**{state}**"]
+    if "max_steps" in status:
+        parts.append(f"step {status.get('step', 0)} of {status['max_steps']}")
+    if state == "running" and status.get("tokens_per_second"):
+        parts.append(f"{status['tokens_per_second']:.0f} tokens/s")
+    if state == "running" and "eta_seconds" in status:
+        parts.append(f"{duration(status['eta_seconds'])} left")
+    if state == "queued" and status.get("ahead"):
+        parts.append(f"{status['ahead']} ahead in the queue")
+    if status.get("message"):
+        parts.append(plain(status["message"]))
+    if status.get("error"):
+        parts.append(plain(status["error"]))
+    return " · ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """ "1:05", "2:03:09"."""
+    whole = max(0, round(seconds))
+    hours, rest = divmod(whole, 3600)
+    return f"{hours}:{rest // 60:02}:{rest % 60:02}" if hours else f"{rest // 60}:{rest % 60:02}"
+
+
+def plain(text: str) -> str:
+    """Text that Markdown leaves as it is."""
+    escaped = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return "".join("\\" + c if c in "\\`*_{}[]()#+-!|~$" else c for c in escaped)
+
+
+def loss_frame(run: Run | None) -> pd.DataFrame:
+    """Training and validation loss by step, long form: step, loss, kind."""
+    events = run.metrics()[0] if run else []
+    rows = [(e["step"], e["loss"], "training") for e in events if "loss" in e]
+    rows += [(e["step"], e["validation_loss"], "validation") for e in events if "validation_loss" in e]
+    return pd.DataFrame(rows, columns=["step", "loss", "kind"])
+
+
+def run_facts(run: Run | None) -> str:
+    """What the run trains on what, in a line."""
+    if run is None:
+        return ""
+    record = run.config()
+    config = record["config"]
+    started = time.strftime("%Y-%m-%d %H:%M", time.localtime((run.path / "config.json").stat().st_mtime))
+    return (
+        f"{plain(config['model'])} on {config['rows'] or 'all'} rows of {plain(record['data']['source'])}, "
+        f"{config['training']['steps']} steps, started {started}"
+    )
+
+
+def figures(answer: Answer | None) -> str:
+    """What is shown under an answer."""
+    if answer is None or not answer.tokens:
+        return "…"
+    parts = [f"{answer.tokens_per_second:.1f} tokens/s", f"{answer.tokens} tokens"]
+    parts.append(f"first after {answer.first_token_seconds:.1f} s")
+    if answer.stop:
+        reasons = {"end": "ended by itself", "length": "reached the length limit", "cancelled": "stopped"}
+        parts.append(reasons[answer.stop])
+    return " · ".join(parts)
+
+
+def score_table(report: EvalReport | None) -> pd.DataFrame:
+    """The report's scores for people."""
+    columns = ["category", "metric", "examples", "base", "tuned", "change", "verdict"]
+    return pd.DataFrame(table(report.scores) if report else [], columns=columns)
+
+
+def score_chart(report: EvalReport | None, metric: str) -> go.Figure:
+    """Bars of base and tuned by category; the whisker on tuned is the 95 % interval of its change from base."""
+    scores = [s for s in report.scores if s.metric == metric] if report else []
+    names = ["overall" if s.category == OVERALL else s.category.replace("_", " ") for s in scores]
+    whisker: dict[str, Any] = {
+        "array": [s.high - s.difference for s in scores],
+        "arrayminus": [s.difference - s.low for s in scores],
+        "thickness": 1.2,
+        "color": BASE_COLOUR,
+    }
+    figure = go.Figure(
+        [
+            go.Bar(name="base", x=names, y=[s.base for s in scores], marker_color=BASE_COLOUR),
+            go.Bar(name="tuned", x=names, y=[s.tuned for s in scores], marker_color=TUNED_COLOUR, error_y=whisker),
+        ]
+    )
+    figure.update_layout(
+        barmode="group",
+        height=340,
+        margin={"l": 48, "r": 8, "t": 8, "b": 8},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        font={"color": BASE_COLOUR},
+        legend={"orientation": "h", "y": 1.12},
+        yaxis={"title": "loss, lower is better" if metric == "loss" else "ROUGE-L, higher is better"},
+    )
+    figure.update_yaxes(gridcolor="rgba(128,128,128,0.25)", zerolinecolor="rgba(128,128,128,0.4)")
+    return figure
