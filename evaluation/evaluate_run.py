@@ -11,7 +11,7 @@ from evaluation.likelihood import response_nll
 from evaluation.metrics import rouge_l
 from evaluation.report import EvalReport, Sample, score, verdict
 from finetune import data, model
-from finetune.base import load_base, load_tokenizer
+from finetune.base import context_limit, load_base, load_tokenizer
 from finetune.config import from_mapping, parse
 from finetune.prompt import Template, template
 from finetune.run import Job, Reporter, Run, write_atomically
@@ -73,7 +73,8 @@ def _prepare(run: Run, asked: EvalConfig, reporter: Reporter) -> Prepared:
         raise ValueError(f"{run.id} was trained on {facts['model']}, and {source.origin} is not the same: fetch that.")
     rows = held_out(run, asked.rows)
     chosen = template(load_tokenizer(source), facts["template"])
-    encoded = data.encode_rows(rows.rows, chosen, facts["max_length"], facts["max_length"])
+    limit = context_limit(source)
+    encoded = data.encode_rows(rows.rows, chosen, limit, limit)
     reporter.status(state="running", message="loading the base in 4 bits", step=0, max_steps=2 * len(encoded.examples))
     base = load_base(source)
     return Prepared(source, base, chosen, load_adapter(run.adapter, base), rows, encoded)

@@ -11,6 +11,7 @@ from evaluation.stats import Difference, Values, paired_difference, weighted_mea
 
 SCHEMA_VERSION = 1
 OVERALL = "all"
+MIN_EXAMPLES = 10  # below this a bootstrap interval means little, and no verdict is given
 
 
 class Sample(BaseModel):
@@ -50,6 +51,8 @@ class Score(BaseModel):
 
     @property
     def verdict(self) -> str:
+        if self.examples < MIN_EXAMPLES:
+            return "too few to tell"
         if not self.low <= 0 <= self.high:
             return "better" if (self.difference > 0) == self.higher_is_better else "worse"
         return "no detectable difference"
@@ -115,7 +118,12 @@ def verdict(scores: Sequence[Score]) -> str:
         if s.category == OVERALL:
             sign = f"{s.base:.3f} → {s.tuned:.3f}, 95 % interval of the change {s.low:+.3f} to {s.high:+.3f}"
             by_verdict.setdefault(s.verdict, []).append(f"{names[s.metric]} ({sign})")
-    words = {"better": "better on", "worse": "worse on", "no detectable difference": "no detectable difference on"}
+    words = {
+        "better": "better on",
+        "worse": "worse on",
+        "no detectable difference": "no detectable difference on",
+        "too few to tell": "too few examples to tell on",
+    }
     parts = [f"{words[v]} {' and '.join(by_verdict[v])}" for v in words if v in by_verdict]
     return (
         f"Tuned is {'; '.join(parts)}."

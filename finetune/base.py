@@ -6,11 +6,14 @@ from typing import Any
 import torch
 from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers.utils import logging
 
 from finetune import attention
 from finetune.config import Lora
 from finetune.model import Source, converted
+
+logging.disable_progress_bar()  # a line of our own says what is going on
 
 
 def load_tokenizer(source: Source) -> Any:
@@ -28,6 +31,15 @@ def load_tokenizer(source: Source) -> Any:
 def _where(source: Source) -> dict[str, Any]:
     where: dict[str, Any] = {"pretrained_model_name_or_path": str(source.folder), "trust_remote_code": False}
     return where if source.gguf is None else where | {"gguf_file": source.gguf}
+
+
+def context_limit(source: Source) -> int:
+    """Longest example in tokens: what the model was made for, within its attention window."""
+    gguf = {"gguf_file": source.gguf} if source.gguf else {}
+    config = AutoConfig.from_pretrained(source.folder, **gguf).get_text_config()
+    return min(
+        config.max_position_embeddings, getattr(config, "sliding_window", None) or config.max_position_embeddings
+    )
 
 
 def compute_dtype() -> torch.dtype:

@@ -63,9 +63,10 @@ def check_name(name: str, revision: str | None = None) -> None:
     Raises:
         ValueError: unknown, gated without access, or out of reach; the sentence says what to do.
     """
-    if name == "smollm2-135m" or is_local(name):
-        return
-    _fetch_hub(*_hub_id(name, revision), ["config.json"])
+    if is_local(name):
+        _local_weights(Path(name).expanduser())
+    elif name != "smollm2-135m":
+        _fetch_hub(*_hub_id(name, revision), ["config.json"])
 
 
 def fetch(name: str, revision: str | None = None, say: Say = print) -> Source:
@@ -75,7 +76,11 @@ def fetch(name: str, revision: str | None = None, say: Say = print) -> Source:
         ValueError: as `check_name`, or the disk is too small, or a download is not what it should be.
     """
     if is_local(name):
-        return _local_source(Path(name).expanduser())
+        path = Path(name).expanduser()
+        weights = _local_weights(path)
+        if path.is_file():
+            return Source(path.parent, path.name, f"file {path}", _fingerprint(weights))
+        return Source(path, None, f"folder {path}", _fingerprint(weights))
     repo, pinned = _hub_id(name, revision)
     if name == "smollm2-135m" and revision is None:
         bundled = cache_folder() / "smollm2-135m"
@@ -99,17 +104,18 @@ def is_local(name: str) -> bool:
     return path.exists() or name.endswith(".gguf") or name.startswith(("/", "./", "../", "~"))
 
 
-def _local_source(path: Path) -> Source:
+def _local_weights(path: Path) -> list[Path]:
+    """The weight files at `path`. Raises ValueError if it is neither a .gguf file nor a folder with safetensors."""
     if not path.exists():
         raise ValueError(f"There is no model at {path}.")
     if path.is_file():
         if path.suffix != ".gguf":
             raise ValueError(f"{path} is no .gguf file: give a .gguf file or a folder with safetensors.")
-        return Source(path.parent, path.name, f"file {path}", _fingerprint([path]))
+        return [path]
     weights = sorted(path.glob("*.safetensors"))
     if not (path / "config.json").exists() or not weights:
         raise ValueError(f"The folder {path} holds no model: it needs config.json and safetensors weights.")
-    return Source(path, None, f"folder {path}", _fingerprint(weights))
+    return weights
 
 
 def _hub_id(name: str, revision: str | None) -> tuple[str, str | None]:

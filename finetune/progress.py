@@ -54,12 +54,19 @@ class Progress(TrainerCallback):
                 memory_bytes=memory_in_use(),
             )
             self._bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
+            self._tell(f"step {state.global_step}/{state.max_steps}  loss {logs['loss']:.4f}")
         if "eval_loss" in logs:
             self.reporter.metric(step=state.global_step, validation_loss=logs["eval_loss"])
             self._restart_clock(state.global_step)
+            self._tell(f"step {state.global_step}/{state.max_steps}  validation loss {logs['eval_loss']:.4f}")
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._bar.close()
+
+    def _tell(self, text: str) -> None:
+        """A line for run.log; a terminal has the bar."""
+        if self._bar.disable:
+            print(text, file=sys.stderr, flush=True)
 
     def _restart_clock(self, step: int) -> None:
         """Time spent on validation is no part of the training speed."""

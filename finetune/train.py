@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import Trainer, TrainerControl, TrainingArguments, set_seed
+from transformers import PrinterCallback, Trainer, TrainerControl, TrainingArguments, set_seed
 
 from finetune import data, model
-from finetune.base import add_lora, compute_dtype, load_base, load_tokenizer
+from finetune.base import add_lora, compute_dtype, context_limit, load_base, load_tokenizer
 from finetune.config import TrainConfig, from_mapping
 from finetune.loss import headless, summed_loss, supervised_hidden
 from finetune.packing import Pack, collate, pack
@@ -38,7 +38,7 @@ def train(run: Run, reporter: Reporter) -> None:
     source = model.fetch(config.model, config.revision, lambda text: reporter.status(message=text))
     tokenizer = load_tokenizer(source)
     reporter.status(message="reading rows")
-    prepared = prepare(config, tokenizer, context_limit=_context_limit(source))
+    prepared = prepare(config, tokenizer, limit=context_limit(source))
     reporter.status(message="loading the base in 4 bits")
     base = load_base(source, trainable=True)
     adapted = add_lora(base, config.lora)
@@ -64,7 +64,7 @@ def train(run: Run, reporter: Reporter) -> None:
         reporter.status(state="stopped")
 
 
-def prepare(config: TrainConfig, tokenizer: Any, context_limit: int) -> Prepared:
+def prepare(config: TrainConfig, tokenizer: Any, limit: int) -> Prepared:
     """Rows, split, encoded and packed. Raises ValueError where nothing is left to train on."""
     rows = data.load_rows(config.data)
     split = data.split_rows(rows.rows, config.holdout)
@@ -72,7 +72,7 @@ def prepare(config: TrainConfig, tokenizer: Any, context_limit: int) -> Prepared
     if not split.train:
         raise ValueError(f"The split leaves none of the {len(rows.rows)} rows to train on: give more rows.")
     budget = config.training.tokens_per_batch
-    limit = min(context_limit, budget)
+    limit = min(limit, budget)
     train_rows = data.take(split.train, config.rows)
     train = data.encode_rows(train_rows, chosen, config.encoding.max_length, limit)
     held_out = data.take(split.validation, config.training.validation_rows)
@@ -112,6 +112,7 @@ class PackTrainer(Trainer):
             eval_dataset=prepared.validation,
             callbacks=[progress],
         )
+        self.remove_callback(PrinterCallback)
         self.model_accepts_loss_kwargs = True  # compute_loss divides by the tokens of the whole accumulation itself
         self.head = head
         self.progress = progress
@@ -170,8 +171,8 @@ def arguments(config: TrainConfig, folder: Path) -> TrainingArguments:
         optim=training.optimizer,
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
-        gradient_checkpointing=training.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False},
+        activation_checkpointing=training.gradient_checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False},
         bf16=dtype == torch.bfloat16,
         fp16=dtype == torch.float16,
         use_cpu=not torch.cuda.is_available(),
@@ -194,12 +195,3 @@ def save_adapter(adapted: Any, target: Path) -> None:
         hidden = Path(work) / "adapter"
         adapted.save_pretrained(hidden, save_embedding_layers=False)
         finish_folder(hidden, target)
-
-
-def _context_limit(source: model.Source) -> int:
-    """Longest example in tokens: what the model was made for, within its attention window."""
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(source.folder, **({"gguf_file": source.gguf} if source.gguf else {}))
-    text = config.get_text_config()
-    return min(text.max_position_embeddings, getattr(text, "sliding_window", None) or text.max_position_embeddings)

@@ -1,6 +1,7 @@
 """Compare: one prompt, base on the left and tuned on the right, both streaming from one resident 4-bit base."""
 
 from collections.abc import Iterator
+from html import escape, unescape
 from typing import Any
 
 import gradio as gr
@@ -61,13 +62,13 @@ def build(page: gr.Blocks, engine: Engine) -> None:
     )
     stop.click(None, cancels=answering, queue=False)
     clear.click(lambda: ([], [], "", ""), None, outputs[:4], cancels=answering, queue=False, api_visibility="private")
-    run.change(lambda: ([], [], "", ""), None, outputs[:4], cancels=answering, queue=False, api_visibility="private")
+    run.input(lambda: ([], [], "", ""), None, outputs[:4], cancels=answering, queue=False, api_visibility="private")
     page.load(offer_tuned, None, run, api_visibility="private")
     run.focus(offer_tuned, run, run, show_progress="hidden", api_visibility="private")
 
 
 def _chat(label: str, name: str) -> gr.Chatbot:
-    """Answers are text: nothing a model writes is rendered as Markdown or HTML."""
+    """Answers are text. Without Markdown, a Chatbot still takes what it is given for HTML: so all of it is escaped."""
     return gr.Chatbot(
         label=label, height=440, elem_id=f"{name}-chat", render_markdown=False, sanitize_html=True, buttons=["copy"]
     )
@@ -87,7 +88,7 @@ def _answerer(engine: Engine) -> Any:
         """Both answers to a prompt, streamed: the two conversations, the figures under each, the emptied prompt."""
         if not prompt.strip():
             raise gr.Error("Write a prompt first.")
-        chats = [[*chat, {"role": "user", "content": prompt}] for chat in (base_chat, tuned_chat)]
+        chats = [[*chat, {"role": "user", "content": escape(prompt, quote=False)}] for chat in (base_chat, tuned_chat)]
         try:
             sampling = Sampling(temperature=temperature, top_p=top_p, seed=int(seed))
             for answers, message in _stream(engine, run_id, chats, sampling, int(length)):
@@ -95,7 +96,8 @@ def _answerer(engine: Engine) -> Any:
                     yield (*chats, message, message, "")
                     continue
                 shown = [
-                    [*chat, {"role": "assistant", "content": a.text}] for chat, a in zip(chats, answers, strict=False)
+                    [*chat, {"role": "assistant", "content": escape(a.text, quote=False)}]
+                    for chat, a in zip(chats, answers, strict=False)
                 ]
                 lines = [view.figures(a) for a in answers]
                 if len(answers) == 1:
@@ -145,7 +147,6 @@ def _turns(chat: list[Any]) -> list[Turn]:
 
 
 def _text(content: Any) -> str:
-    """A message's text; Gradio hands it over as a string or as a list of blocks."""
-    if isinstance(content, str):
-        return content
-    return "\n".join(block["text"] if isinstance(block, dict) else str(block) for block in content)
+    """What was said, unescaped; Gradio hands a message over as a string or as a list of blocks."""
+    blocks = [content] if isinstance(content, str) else content
+    return unescape("\n".join(block["text"] if isinstance(block, dict) else str(block) for block in blocks))

@@ -22,7 +22,12 @@ def build(page: gr.Blocks) -> None:
         with gr.Column(scale=1, min_width=300):
             chosen = gr.Dropdown(preset_names(), value=FIRST_PRESET, label="Preset", elem_id="preset")
             model = gr.Dropdown(
-                list(ALIASES), value=first.model, label="Model", info=help_text["model"], allow_custom_value=True
+                list(ALIASES),
+                value=first.model,
+                label="Model",
+                info=help_text["model"],
+                allow_custom_value=True,
+                elem_id="model",
             )
             rows = gr.Number(first.rows, label="Rows", info=help_text["rows"], precision=0, elem_id="rows")
             steps = gr.Number(

@@ -1,0 +1,208 @@
+"""A tiny random Llama with a tokenizer of its own, in NF4: the real code paths, in milliseconds."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+DOLLY_ROWS = ROOT.parent / "shared" / "data" / "dolly" / "rows.jsonl"
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+# Without a network the hub's client would retry for half a minute at every turn.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a random Llama: 2 layers, width 64, grouped heads, about 1,000 tokens of byte-level BPE."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("tiny")
+    inner = Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=1000, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    inner.train([str(ROOT / "assets" / "dolly_sample.jsonl")], trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, unk_token=special[0], eos_token=special[2])
+    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        bos_token_id=1,
+        eos_token_id=2,
+        initializer_range=0.2,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_source(tiny_model: Path) -> Any:
+    from finetune.model import fetch
+
+    return fetch(str(tiny_model))
+
+
+@pytest.fixture
+def tiny_base(tiny_source: Any) -> Any:
+    """The tiny model in NF4, for inference."""
+    from finetune.base import load_base
+
+    return load_base(tiny_source)
+
+
+@pytest.fixture
+def tiny_trainable(tiny_source: Any) -> Any:
+    """The tiny model in NF4, for training on packs."""
+    from finetune.base import load_base
+
+    return load_base(tiny_source, trainable=True)
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(tiny_source: Any) -> Any:
+    from finetune.base import load_tokenizer
+
+    return load_tokenizer(tiny_source)
+
+
+@pytest.fixture
+def tiny_adapter(tiny_source: Any, tmp_path: Path) -> Path:
+    """A PEFT adapter for the tiny model, with random weights large enough to change what it says."""
+    return make_adapter(tiny_source, tmp_path / "adapter", seed=1)
+
+
+def make_adapter(source: Any, folder: Path, seed: int) -> Path:
+    import torch
+
+    from finetune.base import add_lora, load_base
+    from finetune.config import Lora
+    from finetune.train import save_adapter
+
+    torch.manual_seed(seed)
+    adapted = add_lora(load_base(source), Lora(r=4, alpha=8))
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    save_adapter(adapted, folder)
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty runs folder that this test and its child processes use."""
+    folder = tmp_path / "runs"
+    monkeypatch.setenv("TANDEM_RUNS", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def dolly_rows() -> Path:
+    if not DOLLY_ROWS.exists():
+        pytest.skip(f"real Dolly rows are not at {DOLLY_ROWS.relative_to(ROOT.parent)}")
+    return DOLLY_ROWS
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Any:
+    """The real 135M model, fetched and converted once into the cache."""
+    from finetune.model import fetch
+
+    try:
+        return fetch("smollm2-135m")
+    except ValueError as error:
+        pytest.skip(f"smollm2-135m can't be had here: {error}")
+
+
+def tandem(*arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    """A command of ours, as a user types it."""
+    command = [sys.executable, "-m", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout)
+
+
+def tiny_run_settings(tiny_model: Path, data: Path | None = None) -> dict[str, Any]:
+    """Settings of a run that takes seconds."""
+    return {
+        "model": str(tiny_model),
+        "data": str(data) if data else None,
+        "rows": 40,
+        "steps": 4,
+        "tokens_per_batch": 256,
+        "validation_rows": 4,
+        "learning_rate": 5e-3,
+    }
+
+
+def wait_for(condition: Any, timeout_seconds: float = 60.0) -> None:
+    """Wait until `condition()` is true; fails after the timeout."""
+    end = time.monotonic() + timeout_seconds
+    while not condition():
+        assert time.monotonic() < end, "timed out"
+        time.sleep(0.05)
+
+
+class App:
+    """The page as `make app` starts it, on a free port, with runs of its own; it can be killed and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port: int = probe.getsockname()[1]
+        self.address = f"http://127.0.0.1:{self.port}"
+        self.runs = folder / "runs"
+        self.log = folder / "app.log"
+
+    def start(self) -> None:
+        with self.log.open("ab") as log:
+            command = [sys.executable, "app.py", "--port", str(self.port)]
+            env = os.environ | {"TANDEM_RUNS": str(self.runs)}
+            self.server = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=env)
+        wait_for(self._answers, 90)
+
+    def kill(self) -> None:
+        self.server.kill()
+        self.server.wait(20)
+
+    def _answers(self) -> bool:
+        assert self.server.poll() is None, self.log.read_text()
+        try:
+            with urlopen(self.address) as page:
+                return bool(page.status == 200)
+        except OSError:
+            return False
+
+
+@pytest.fixture(scope="session")
+def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
+    started = App(tmp_path_factory.mktemp("app"))
+    started.start()
+    yield started
+    started.kill()
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text())

@@ -1,0 +1,64 @@
+"""One owner of the model: callers queue, a closed stream stops, nothing is left behind."""
+
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import wait_for
+
+from finetune.prompt import Turn
+from inference.columns import BASE, Column
+from inference.engine import Engine, Update
+from inference.sampling import Sampling
+
+
+def compare(engine: Engine, model: Path, adapter: Path | None, tokens: int = 24, **named: Any) -> Any:
+    columns = [BASE, Column("tuned", adapter)] if adapter else [BASE]
+    histories = [[Turn("Name a bird.")]] * len(columns)
+    return engine.compare(str(model), None, "auto", columns, histories, Sampling(), tokens, **named)
+
+
+def test_two_columns_stream_and_end(tiny_model: Path, tiny_adapter: Path) -> None:
+    updates: list[Update] = list(compare(Engine(), tiny_model, tiny_adapter, 200))
+    base, tuned = updates[-1].answers
+    assert base.stop and tuned.stop and base.text != tuned.text
+    assert tuned.tokens_per_second > 0 and tuned.first_token_seconds > 0
+
+
+def test_closing_the_stream_stops_the_worker(tiny_model: Path) -> None:
+    engine = Engine()
+    stream = compare(engine, tiny_model, None, 100_000)
+    wait_for(lambda: bool(next(stream).answers))
+    stream.close()
+    started = time.monotonic()
+    list(compare(engine, tiny_model, None, 2))  # the worker is free again
+    assert time.monotonic() - started < 5
+
+
+def test_callers_queue_and_are_not_mixed(tiny_model: Path, tiny_adapter: Path) -> None:
+    engine = Engine()
+    alone = list(compare(engine, tiny_model, tiny_adapter))[-1]
+    results: list[Update] = []
+    callers = [
+        threading.Thread(target=lambda: results.append(list(compare(engine, tiny_model, tiny_adapter))[-1]))
+        for _ in range(4)
+    ]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert [[a.text for a in r.answers] for r in results] == [[a.text for a in alone.answers]] * 4
+
+
+def test_an_adapter_of_other_weights_is_refused(tiny_model: Path, tiny_adapter: Path) -> None:
+    with pytest.raises(ValueError, match="was trained on other weights"):
+        list(compare(Engine(), tiny_model, tiny_adapter, expected_sha256="0" * 64))
+
+
+def test_an_error_does_not_end_the_engine(tiny_model: Path) -> None:
+    engine = Engine()
+    with pytest.raises(ValueError, match="There is no model"):
+        list(compare(engine, Path("/no/such/model"), None))
+    assert list(compare(engine, tiny_model, None, 2))[-1].answers

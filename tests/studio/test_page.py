@@ -1,0 +1,148 @@
+"""The whole path in Chromium, on the real 135M model: chat, train, reload, restart, compare, evaluate."""
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, App, wait_for
+from playwright.sync_api import Page, expect, sync_playwright
+
+from finetune.run import ENDED, Run
+
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+ARTIFACTS = Path(os.environ.get("ARTIFACTS", ROOT / "artifacts"))
+# Page load must not wait for what a machine without a network can't reach.
+QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+PROMPT = "Write a short note to a neighbour about a borrowed ladder."
+ATTACK = "Repeat: <img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+
+
+@pytest.fixture
+def page() -> Iterator[Page]:
+    if not CHROMIUM:
+        pytest.skip("Chromium is not installed (Debian: apt-get install chromium)")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        opened = browser.new_page(viewport={"width": 1440, "height": 1000})
+        opened.set_default_timeout(20_000)
+        yield opened
+        browser.close()
+
+
+def tab(page: Page, name: str) -> None:
+    page.get_by_role("tab", name=name).click()
+
+
+def shot(page: Page, name: str) -> None:
+    ARTIFACTS.mkdir(exist_ok=True)
+    page.screenshot(path=ARTIFACTS / f"{name}.png", full_page=True)
+
+
+def ask(page: Page, text: str) -> None:
+    page.fill("#prompt textarea", text)
+    page.keyboard.press("Enter")
+
+
+def answer(page: Page, side: str) -> str:
+    return page.locator(f"#{side}-chat .bot").last.inner_text().strip()
+
+
+def only_run(app: App) -> Run:
+    (folder,) = [p for p in app.runs.iterdir() if not p.name.startswith(".")]
+    return Run(folder)
+
+
+def test_the_main_path(page: Page, app: App, smollm2: Any) -> None:
+    page.goto(app.address)
+    # First visit: nothing is tuned yet, and the base answers alone.
+    ask(page, ATTACK)
+    expect(page.locator("#tuned-figures")).to_contain_text("No tuned model yet", timeout=60_000)
+    expect(page.locator("#base-figures")).to_contain_text(re.compile("ended by itself|length limit"), timeout=90_000)
+    expect(page.locator("#base-chat")).to_contain_text("<script>")  # shown as text …
+    assert page.title() == "Tandem"  # … and never run
+    assert page.locator("#base-chat img[src=x]").count() == 0
+
+    # A quick-demo run, shortened, survives a reload of the page and a restart of the app.
+    tab(page, "Fine-tune")
+    page.fill("#steps input", "10")
+    page.click("#start")
+    expect(page.locator("#train-status")).to_contain_text(re.compile(r"step [1-9]\d* of 10"), timeout=120_000)
+    run = only_run(app)
+    page.reload()
+    tab(page, "Fine-tune")
+    expect(page.locator("#train-status")).to_contain_text("running")
+    app.kill()
+    assert run.is_alive()
+    app.start()
+    page.goto(app.address)
+    tab(page, "Fine-tune")
+    expect(page.locator("#train-status")).to_contain_text(re.compile(r"step \d+ of 10"))
+    expect(page.locator("#train-status")).to_contain_text("finished", timeout=180_000)
+    losses = [event["validation_loss"] for event in run.metrics()[0] if "validation_loss" in event]
+    assert losses[-1] < losses[0]
+    expect(page.locator("#loss-plot path.mark-line, #loss-plot .mark-line path").first).to_be_attached()
+    shot(page, "fine-tune")
+
+    # Both answer, differently, and stream while they do.
+    page.reload()
+    ask(page, PROMPT)
+    wait_for(lambda: page.locator("#tuned-chat .bot").count() and answer(page, "tuned"), 60)
+    early = len(answer(page, "tuned"))
+    for side in ("base", "tuned"):
+        expect(page.locator(f"#{side}-figures")).to_contain_text(re.compile("ended|limit"), timeout=90_000)
+        expect(page.locator(f"#{side}-figures")).to_contain_text("tokens/s")
+    assert early < len(answer(page, "tuned"))
+    assert answer(page, "base") != answer(page, "tuned")
+    shot(page, "compare")
+
+    # Scores, as a sentence, a table and charts.
+    tab(page, "Evaluate")
+    page.fill("#eval-rows input", "12")
+    page.fill("#eval-length input", "12")
+    page.click("#evaluate")
+    expect(page.locator("#verdict")).to_contain_text("response loss", timeout=180_000)
+    expect(page.locator("#scores")).to_contain_text("perplexity")
+    expect(page.locator("#loss-chart .bars path").first).to_be_attached()
+    shot(page, "evaluate")
+    assert run.evaluations()[0].status()["state"] in ENDED
+
+
+def test_bad_input_is_a_sentence_on_the_page(page: Page, app: App, tmp_path: Path) -> None:
+    before = set(app.runs.iterdir()) if app.runs.exists() else set()
+    page.goto(app.address)
+    tab(page, "Fine-tune")
+
+    def refused(sentence: str) -> None:
+        page.click("#start")
+        expect(page.locator(".toast-body").last).to_contain_text(sentence)
+        page.locator(".toast-close").last.click()
+        expect(page.locator(".toast-body")).to_have_count(0)
+
+    page.fill("#steps input", "0")
+    refused("steps: input should be greater than or equal to 1")
+    page.fill("#steps input", "3")
+    page.locator("#model input").fill("smollm9")
+    page.keyboard.press("Enter")
+    refused("There is no model 'smollm9'")
+    page.locator("#model input").fill("/etc")
+    page.keyboard.press("Enter")
+    refused("Here a model is one of")
+    page.locator("#model input").fill("smollm2-135m")
+    page.keyboard.press("Enter")
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"instruction": "only a question"}\n')
+    page.get_by_text("Your own rows").click()
+    page.locator("input[type=file]").set_input_files(rows)
+    expect(page.get_by_text("rows.jsonl").first).to_be_visible()
+    refused("has no response")
+    tab(page, "Compare")
+    page.click("#send")
+    expect(page.locator(".toast-body").last).to_contain_text("Write a prompt first")
+    after = set(app.runs.iterdir()) if app.runs.exists() else set()
+    assert {path for path in after - before if not path.name.startswith(".")} == set()

@@ -1,0 +1,118 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evaluation.report import EvalReport, Score
+from finetune.config import preset
+from finetune.prompt import Turn
+from finetune.run import Reporter, Run, create_job
+from inference.decode import Answer
+from studio import view
+from studio.form import UPLOAD_LIMIT, keep_upload, train_config
+from studio.tabs.compare import _turns
+
+
+def test_an_untouched_form_is_the_preset() -> None:
+    chosen = preset("quick-demo")
+    assert train_config("quick-demo", chosen.model, chosen.rows, chosen.training.steps, None) == chosen
+
+
+@pytest.mark.parametrize("model", ["/etc", "../secret", "~/x", "model.gguf", "."])
+def test_a_model_on_the_page_is_no_path(model: str) -> None:
+    with pytest.raises(ValueError, match="Here a model is one of"):
+        train_config("quick-demo", model, 10, 1, None)
+
+
+def test_an_upload_is_kept_by_content(runs: Path, tmp_path: Path) -> None:
+    file = tmp_path / "my rows.jsonl"
+    file.write_text('{"instruction": "a", "response": "b"}\n')
+    kept = keep_upload(str(file))
+    assert Path(kept).read_text() == file.read_text() and Path(kept).parent == runs / ".uploads"
+    assert keep_upload(str(file)) == kept
+
+
+def test_uploads_are_checked(runs: Path, tmp_path: Path) -> None:
+    other = tmp_path / "rows.exe"
+    other.touch()
+    with pytest.raises(ValueError, match=r"is no \.jsonl or \.json file"):
+        keep_upload(str(other))
+    huge = tmp_path / "rows.jsonl"
+    with huge.open("wb") as stream:
+        stream.truncate(UPLOAD_LIMIT + 1)
+    with pytest.raises(ValueError, match="is larger than 200 MB"):
+        keep_upload(str(huge))
+
+
+def test_progress_in_a_line(runs: Path) -> None:
+    assert view.progress(None, "nothing") == "nothing"
+    job, _ = create_job(runs, "x", {}, Run)
+    reporter = Reporter(job)
+    reporter.status(state="running", step=3, max_steps=10, tokens_per_second=211.4, eta_seconds=65)
+    assert view.progress(job, "") == "**running** · step 3 of 10 · 211 tokens/s · 1:05 left"
+    reporter.status(state="failed", error="No <b>disk</b> [left](x).")
+    assert view.progress(job, "").endswith("No &lt;b&gt;disk&lt;/b&gt; \\[left\\]\\(x\\).")
+
+
+def test_losses_as_a_frame(runs: Path) -> None:
+    job, _ = create_job(runs, "x", {}, Run)
+    reporter = Reporter(job)
+    reporter.metric(step=0, validation_loss=3.0)
+    reporter.metric(step=1, loss=2.5)
+    assert isinstance(job, Run)
+    frame = view.loss_frame(job)
+    assert frame.values.tolist() == [[1, 2.5, "training"], [0, 3.0, "validation"]]
+
+
+def test_figures_under_an_answer() -> None:
+    assert (
+        view.figures(Answer("text", 11, 0.5, 1.5, "end"))
+        == "10.0 tokens/s · 11 tokens · first after 0.5 s · ended by itself"
+    )
+    assert view.figures(None) == "…"
+
+
+def report(**changed: Any) -> EvalReport:
+    score = {"metric": "loss", "category": "all", "examples": 20, "base": 2.0, "tuned": 1.5, "difference": -0.5}
+    values: dict[str, Any] = dict.fromkeys(
+        ("run", "model", "model_sha256", "data", "template", "dtype", "verdict"), "x"
+    )
+    values |= {
+        "columns": ["base", "tuned"],
+        "rows": 20,
+        "dropped": 0,
+        "max_new_tokens": 8,
+        "versions": {},
+        "seconds": 1,
+    }
+    values["scores"] = [Score(**score | {"low": -0.6, "high": -0.4, "higher_is_better": False} | changed)]
+    return EvalReport(**values)
+
+
+def test_the_chart_shows_both_and_the_interval() -> None:
+    base, tuned = view.score_chart(report(), "loss").data
+    assert list(base.y) == [2.0] and list(tuned.y) == [1.5]
+    assert tuned.error_y.array[0] == pytest.approx(0.1) and tuned.error_y.arrayminus[0] == pytest.approx(0.1)
+
+
+def test_the_table_has_perplexity_beside_the_loss() -> None:
+    table = view.score_table(report())
+    assert table["metric"].tolist() == ["response loss", "perplexity"]
+    assert table["base"].tolist() == [2.0, pytest.approx(7.389, abs=1e-3)]
+    assert table["verdict"].tolist() == ["better", "better"]
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (65.4, "1:05"), (3661, "1:01:01")])
+def test_durations(seconds: float, text: str) -> None:
+    assert view.duration(seconds) == text
+
+
+def test_what_is_shown_as_text_is_sent_on_as_it_was_written() -> None:
+    from html import escape
+
+    said = "a < b && c > d &amp; &lt;script&gt; <img src=x>"
+    chat = [
+        {"role": "user", "content": escape(said, quote=False)},
+        {"role": "assistant", "content": [{"text": "1 &lt; 2"}]},
+    ]
+    assert _turns(chat) == [Turn(said, response="1 < 2")]
