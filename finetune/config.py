@@ -30,6 +30,8 @@ class Encoding(Part):
     """Prompt template: "chat" is the model's own, "dolly" the instruction headings; "auto" takes the model's own if it has one."""  # noqa: E501
     max_length: int | None = Field(default=None, ge=16)
     """Longest example in tokens. Empty: the 99th percentile of the rows, no more than the model takes."""
+    loss_on: Literal["response", "all"] = "response"
+    """Tokens that carry loss: the response and its end, or the prompt too."""
 
 
 class Holdout(Part):
@@ -58,35 +60,63 @@ class Lora(Part):
     """Dropout before the adapter. 0 is faster and takes much less memory."""
     targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
     """Layers that get an adapter: all 4-bit linear layers, or names such as q_proj. Never the output head."""
+    rslora: bool = False
+    """Scale by alpha / sqrt(r) instead of alpha / r, which keeps high ranks learning (rsLoRA)."""
+    dora: bool = False
+    """Learn the weights' magnitude apart from their direction (DoRA): slower, and it can't share a batch in a chat."""
 
 
 class Training(Part):
     """The loop."""
 
-    steps: int = Field(default=60, ge=1)
-    """Optimizer steps."""
+    steps: int | None = Field(default=60, ge=1)
+    """Optimizer steps. Empty: as many as `epochs` takes."""
+    epochs: float | None = Field(default=None, gt=0)
+    """Passes over the rows, instead of a number of steps."""
+    batching: Literal["packed", "padded"] = "packed"
+    """Whole examples packed into a token budget, or examples of similar length padded to one."""
     tokens_per_batch: int = Field(default=1024, ge=16)
-    """Token budget of a micro-batch: whole examples are packed into it, none sees another."""
+    """Token budget of a micro-batch, padding included. No example sees another."""
     accumulation: int = Field(default=1, ge=1)
     """Micro-batches to a step."""
     learning_rate: float = Field(default=2e-4, gt=0, lt=1)
     """Peak learning rate."""
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    lora_plus_ratio: float = Field(default=1.0, ge=1)
+    """Learning rate of the adapter's up matrices over that of its down matrices (LoRA+; its authors use 16)."""
+    schedule: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
     """How the learning rate falls after warm-up."""
     warmup_steps: int = Field(default=2, ge=0)
     """Steps in which the learning rate climbs to its peak."""
-    optimizer: Literal["adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit"] = "adamw_torch_fused"
+    optimizer: Literal["adamw_torch_fused", "adamw_torch", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit"] = (
+        "adamw_torch_fused"
+    )
     """AdamW: torch's own, with its states in 8 bits, or those paged to main memory when the GPU is full."""
     weight_decay: float = Field(default=0.0, ge=0)
     """AdamW's weight decay."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are clipped to this norm."""
-    gradient_checkpointing: bool = False
-    """Compute activations again in the backward pass: less memory, about a third slower."""
+    neftune_alpha: float | None = Field(default=None, gt=0)
+    """Noise on the embeddings while training (NEFTune; 5 is usual). Empty: none."""
+    checkpointing: Literal["off", "on", "auto"] = "off"
+    """Compute activations again in the backward pass: less memory, about a third slower. "auto": where memory demands it."""  # noqa: E501
     validate_every_steps: int = Field(default=20, ge=1)
     """Steps between two looks at the validation loss."""
     validation_rows: int = Field(default=64, ge=1)
     """Rows that the validation loss is taken over, the categories in proportion."""
+    patience: int | None = Field(default=None, ge=1)
+    """Stop after this many looks without a lower validation loss. Empty: never."""
+    keep_best: bool = True
+    """End with the weights of the lowest validation loss, not with the last ones."""
+    save_every_steps: int = Field(default=50, ge=1)
+    """Steps between two checkpoints to resume from."""
+    minutes: float | None = Field(default=None, gt=0)
+    """Time for the whole run: a short measured pilot sets the steps. Empty: no limit."""
+
+    @model_validator(mode="after")
+    def end_somewhere(self) -> Self:
+        if self.steps is None and self.epochs is None and self.minutes is None:
+            raise ValueError("set steps, epochs or minutes: a run must end somewhere")
+        return self
 
 
 class TrainConfig(Part):
@@ -97,7 +127,9 @@ class TrainConfig(Part):
     revision: str | None = None
     """Revision of a hub model. Empty: the one pinned for an alias, else the newest, which the run then records."""
     data: str | None = None
-    """Rows to train on: a .jsonl or .json file in Dolly's schema. Empty: Dolly itself, or our sample where no hub is reachable."""  # noqa: E501
+    """Rows to train on: a .jsonl, .json, .csv or .parquet file, or a hub id. Empty: Dolly, or our sample where no hub is reachable."""  # noqa: E501
+    columns: str | None = None
+    """Which column is which, such as "instruction=question, response=answer". Empty: found by their usual names."""
     rows: int | None = Field(default=1000, ge=1)
     """How many training rows to take, the categories in proportion. Empty: all."""
     seed: int = Field(default=0, ge=0)

@@ -52,7 +52,7 @@ def train(run: Run, reporter: Reporter) -> None:
     }
     write_atomically(run.path / "facts.json", json.dumps(facts, indent=2) + "\n")
     with headless(base) as head:
-        progress = Progress(reporter, config.training.steps)
+        progress = Progress(reporter, config.training.steps or 0)
         trainer = PackTrainer(adapted, head, prepared, arguments(config, run.path), progress)
         trainer.evaluate()  # the base's own validation loss: the adapter's output is still 0
         if not run.stop_requested():
@@ -60,7 +60,7 @@ def train(run: Run, reporter: Reporter) -> None:
             if trainer.state.global_step % config.training.validate_every_steps:
                 trainer.evaluate()
     save_adapter(adapted, run.adapter)
-    if trainer.state.global_step < config.training.steps:
+    if trainer.state.global_step < trainer.args.max_steps:
         reporter.status(state="stopped")
 
 
@@ -161,7 +161,7 @@ def arguments(config: TrainConfig, folder: Path) -> TrainingArguments:
     dtype = compute_dtype()
     return TrainingArguments(
         output_dir=str(folder / "checkpoints"),
-        max_steps=training.steps,
+        max_steps=training.steps or -1,
         per_device_train_batch_size=1,  # a pack is a batch
         per_device_eval_batch_size=1,
         gradient_accumulation_steps=training.accumulation,
@@ -171,7 +171,7 @@ def arguments(config: TrainConfig, folder: Path) -> TrainingArguments:
         optim=training.optimizer,
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
-        activation_checkpointing=training.gradient_checkpointing,
+        activation_checkpointing=training.checkpointing == "on",
         activation_checkpointing_kwargs={"use_reentrant": False},
         bf16=dtype == torch.bfloat16,
         fp16=dtype == torch.float16,

@@ -18,7 +18,12 @@ TUNED_COLOUR = "#e8710a"
 def run_choices(runs: list[Run], with_adapter: bool = False) -> list[tuple[str, str]]:
     """(label, id) of runs, for a dropdown."""
     chosen = [run for run in runs if not with_adapter or run.has_adapter()]
-    return [(f"{run.id} · {run.status()['state']}", run.id) for run in chosen]
+    return [(f"{run.config()['label']} · {started(run)}", run.id) for run in chosen]
+
+
+def started(run: Run) -> str:
+    """When it was asked for, in local time."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime((run.path / "config.json").stat().st_mtime))
 
 
 def progress(job: Job | None, nothing: str) -> str:
@@ -70,11 +75,9 @@ def run_facts(run: Run | None) -> str:
         return ""
     record = run.config()
     config = record["config"]
-    started = time.strftime("%Y-%m-%d %H:%M", time.localtime((run.path / "config.json").stat().st_mtime))
-    return (
-        f"{plain(config['model'])} on {config['rows'] or 'all'} rows of {plain(record['data']['source'])}, "
-        f"{config['training']['steps']} steps, started {started}"
-    )
+    rows = run.facts().get("rows", {}).get("train") or config["rows"] or "all"
+    source = plain(record["data"]["source"])
+    return f"{plain(config['model'])} · {rows} rows of {source} · {config['training']['steps']} steps · {started(run)}"
 
 
 def figures(answer: Answer | None) -> str:
@@ -114,12 +117,15 @@ def score_chart(report: EvalReport | None, metric: str) -> go.Figure:
     figure.update_layout(
         barmode="group",
         height=340,
-        margin={"l": 48, "r": 8, "t": 8, "b": 8},
+        title={
+            "text": "Response loss, lower is better" if metric == "loss" else "ROUGE-L, higher is better",
+            "x": 0.02,
+        },
+        margin={"l": 40, "r": 8, "t": 64, "b": 8},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         font={"color": BASE_COLOUR},
-        legend={"orientation": "h", "y": 1.12},
-        yaxis={"title": "loss, lower is better" if metric == "loss" else "ROUGE-L, higher is better"},
+        legend={"orientation": "h", "y": 1.14},
     )
     figure.update_yaxes(gridcolor="rgba(128,128,128,0.25)", zerolinecolor="rgba(128,128,128,0.4)")
     return figure

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 def test_quick_demo_helps_on_held_out_dolly(dolly_rows: Path, smollm2: Any, runs: Path) -> None:
     trained = tandem("finetune", "train", "--preset", "quick-demo", "--data", str(dolly_rows), timeout=900)
     assert trained.returncode == 0, trained.stderr
-    evaluated = tandem("evaluation", "latest", "--rows", "48", "--max-new-tokens", "8", timeout=900)
+    evaluated = tandem("evaluation", "latest", "--rows", "32", "--max-new-tokens", "2", timeout=900)
     assert evaluated.returncode == 0, evaluated.stderr
     report = EvalReport.model_validate(read_json(list_runs()[0].evaluations()[0].path / "report.json"))
     loss = report.scores[0]

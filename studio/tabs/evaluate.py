@@ -38,8 +38,8 @@ def build(page: gr.Blocks) -> None:
     status = gr.Markdown(elem_id="eval-status")
     verdict = gr.Markdown(elem_id="verdict")
     with gr.Row():
-        loss = gr.Plot(label="Response loss", elem_id="loss-chart")
-        rouge = gr.Plot(label="ROUGE-L", elem_id="rouge-chart")
+        loss = gr.Plot(show_label=False, elem_id="loss-chart")
+        rouge = gr.Plot(show_label=False, elem_id="rouge-chart")
     table = gr.Dataframe(label="Scores", interactive=False, wrap=True, elem_id="scores")
     shown = gr.State("")  # the report that the page shows: it is drawn again only when there is another one
 

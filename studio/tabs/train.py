@@ -65,7 +65,7 @@ def build(page: gr.Blocks) -> None:
     gr.Timer(1.0).tick(_watch, run, watched, **hidden)
 
 
-def _fill(name: str) -> tuple[str, int | None, int]:
+def _fill(name: str) -> tuple[str, int | None, int | None]:
     config = preset(name)
     return config.model, config.rows, config.training.steps
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from conftest import ROOT, read_json, tandem, tiny_run_settings, wait_for
 
+from evaluation.__main__ import main
 from evaluation.config import EvalConfig
 from evaluation.jobs import create_evaluation, held_out, start_evaluation
 from evaluation.report import EvalReport, Sample
@@ -71,7 +72,7 @@ def test_a_stop_ends_it_without_a_report(run: Run) -> None:
     assert job.status()["state"] == "stopped" and not (job.path / "report.json").exists()
 
 
-def test_bad_input_is_one_sentence(runs: Path) -> None:
+def test_bad_input_is_one_sentence(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     done = tandem("evaluation", "no-such-run")
     assert done.returncode == 2 and "There is no run 'no-such-run'" in done.stderr
     os.close(create_job(runs, "half", {"config": {}}, Run)[1])
@@ -80,8 +81,9 @@ def test_bad_input_is_one_sentence(runs: Path) -> None:
         ([half.id], "has no adapter yet (died)"),
         ([half.id, "--rows", "0"], "rows: input should"),
     ]:
-        done = tandem("evaluation", *arguments)
-        assert done.returncode == 2 and sentence in done.stderr and len(done.stderr.strip().splitlines()) == 1
+        assert main(arguments) == 2
+        said = capsys.readouterr().err
+        assert sentence in said and len(said.strip().splitlines()) == 1
     assert not half.evaluations()
 
 
