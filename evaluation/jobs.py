@@ -30,7 +30,7 @@ def held_out(run: Run, count: int | None) -> data.Rows:
     """The `test` part of the run's data, `count` rows of it. Raises ValueError if the data is not what it was."""
     record = run.config()
     config = from_mapping(record["config"])
-    rows = data.load_rows(config.data)
+    rows = data.load_rows(config.data, config.columns)
     if rows.sha256 != record["data"]["sha256"]:
         raise ValueError(
             f"The data is not what {run.id} was trained on (then {record['data']['source']}, now {rows.source}), "

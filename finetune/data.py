@@ -1,25 +1,20 @@
-"""Rows from Dolly, a file or our sample; the split by content; encoding with its label mask.
+"""Rows from Dolly, a file, the hub or our sample; the split by content; encoding with its label mask.
 
 Nothing here loads torch: the launcher checks a data file with it before a run exists.
 """
 
 import hashlib
 import json
-import os
 import re
-import socket
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
-from finetune.config import ASSETS, Holdout
+from finetune import readers, schema
+from finetune.config import ASSETS, Holdout, TrainConfig
 from finetune.prompt import Template, Turn
 
-DOLLY = "databricks/databricks-dolly-15k"
-DOLLY_REVISION = "bdd27f4d94b9c1f951818a7da7fd7aeea5dbff1a"
 SAMPLE = ASSETS / "dolly_sample.jsonl"
 IGNORED = -100  # the label that torch's cross-entropy skips
 
@@ -50,132 +45,78 @@ class Split(NamedTuple):
 
 
 class Example(NamedTuple):
-    """A row as tokens: the first `prompt_length` ids are the prompt and carry no loss."""
+    """A row as tokens: the first `prompt_length` ids are the prompt, which carries loss only where `loss_on` is all."""
 
     ids: list[int]
     prompt_length: int
     row: Row
+    loss_on: Literal["response", "all"] = "response"
+
+    @property
+    def supervised_from(self) -> int:
+        """Where the targets begin. The first token is never one: nothing stands before it to predict it from."""
+        return 1 if self.loss_on == "all" else max(1, self.prompt_length)
+
+    @property
+    def supervised(self) -> int:
+        """How many tokens carry loss."""
+        return max(0, len(self.ids) - self.supervised_from)
 
     @property
     def labels(self) -> list[int]:
-        return [IGNORED] * self.prompt_length + self.ids[self.prompt_length :]
+        return [IGNORED] * min(self.supervised_from, len(self.ids)) + self.ids[self.supervised_from :]
 
 
 class Examples(NamedTuple):
-    """Encoded rows, and what became of those that were too long."""
+    """Encoded rows, where their longest length is from, and what became of those that were too long."""
 
     examples: list[Example]
     max_length: int
     shortened: int
     dropped: int
+    max_length_from: Literal["setting", "rows", "limit"]
+    lengths: list[int]  # tokens of every row before anything was cut or dropped
 
 
-def load_rows(data: str | None) -> Rows:
-    """Rows of a file; of Dolly on the hub where it can be reached; else of our own sample.
+def load_rows(data: str | None, columns: str | None = None) -> Rows:
+    """Rows of a file or a hub data set; of Dolly on the hub where it can be reached; else of our own sample.
 
+    Args:
+        data: a .jsonl, .json, .csv or .parquet file, a hub id, or None.
+        columns: which column is which (see finetune/schema.py); None finds them by their usual names.
     Raises:
-        ValueError: the file can't be read, is empty, or a row of it lacks an instruction or a response.
+        ValueError: the data can't be had or read, is empty, its columns are not clear, or a row lacks an instruction
+            or a response. One sentence.
     """
     if data is not None:
-        path = Path(data).expanduser()
-        return _as_rows(_read_file(path), f"file {path.name}", str(path))
-    if hub_reachable() or dolly_is_cached():
-        from datasets import load_dataset
-
-        rows = load_dataset(DOLLY, split="train", revision=DOLLY_REVISION)
-        return _as_rows(rows, f"{DOLLY} @ {DOLLY_REVISION[:8]}", DOLLY)
-    return _as_rows(_read_file(SAMPLE), "Tandem's own sample (not Dolly: the hub can't be reached)", SAMPLE.name)
-
-
-def hub_reachable(timeout_seconds: float = 3.0) -> bool:
-    """Whether the hub answers; asked first because its client retries for half a minute where there is no network."""
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        return False
-    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
-        return True
-    address = urlsplit(constants.ENDPOINT)
-    port = address.port or (443 if address.scheme == "https" else 80)
-    try:
-        with socket.create_connection((address.hostname or "", port), timeout=timeout_seconds):
-            return True
-    except OSError:
-        return False
-
-
-def dolly_is_cached() -> bool:
-    """Whether Dolly's pinned revision was fetched before."""
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(DOLLY, f"{DOLLY.split('/')[1]}.jsonl", revision=DOLLY_REVISION, repo_type="dataset")
-    return isinstance(found, str)
-
-
-def _read_file(path: Path) -> list[Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"The data file {path} can't be read: {_reason(error)}.") from error
-    if path.suffix == ".json":
-        try:
-            rows = json.loads(text)
-        except ValueError as error:
-            raise ValueError(f"The data file {path} is not JSON: {error}.") from error
-        if not isinstance(rows, list):
-            raise ValueError(f"The data file {path} must hold a list of rows.")
-        return rows
-    rows = []
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            try:
-                rows.append(json.loads(line))
-            except ValueError as error:
-                raise ValueError(f"Line {number} of {path} is not JSON: {error}.") from error
-    return rows
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, OSError):
-        return (error.strerror or str(error)).lower()
-    return "it is not UTF-8 text"
-
-
-def _as_rows(raw: Iterable[Any], source: str, where: str) -> Rows:
+        raw = readers.read(data)
+    elif readers.hub_reachable() or readers.is_cached(readers.DOLLY):
+        raw = readers.read_hub(readers.DOLLY)
+    else:
+        source = "Tandem's own sample (not Dolly: the hub can't be reached)"
+        raw = readers.Raw(readers.read_file(SAMPLE), source, SAMPLE.name)
     rows, digest = [], hashlib.sha256()
-    for number, value in enumerate(raw, 1):
-        row = _as_row(value, number, where)
+    for texts in schema.to_schema(raw.rows, columns, raw.where):
+        row = Row(**texts)
         digest.update(json.dumps(row, ensure_ascii=False).encode())
         rows.append(row)
     if not rows:
-        raise ValueError(f"There are no rows in {where}: give a file with at least one.")
-    return Rows(rows, source, digest.hexdigest())
+        raise ValueError(f"There are no rows in {raw.where}: give a file with at least one.")
+    return Rows(rows, raw.source, digest.hexdigest())
 
 
-def _as_row(value: Any, number: int, where: str) -> Row:
-    if not isinstance(value, dict):
-        raise ValueError(f"Row {number} of {where} is no object with instruction and response.")
-    texts = {}
-    for name in Row._fields:
-        text = value.get(name)
-        if text is not None and not isinstance(text, str):
-            raise ValueError(f"Row {number} of {where}: its {name} must be text.")
-        texts[name] = (text or "").strip()
-    for name in ("instruction", "response"):
-        if not texts[name]:
-            raise ValueError(f"Row {number} of {where} has no {name}: add one, or take the row out.")
-    return Row(**{**texts, "category": texts["category"] or "uncategorized"})
+def normalized(row: Row) -> str:
+    """A row's prompt with what hardly matters taken off: NFKC, case folded, runs of no letter or digit to one space."""
+    text = unicodedata.normalize("NFKC", f"{row.instruction}\n{row.context}").casefold()
+    return re.sub(r"[\W_]+", " ", text).strip()
 
 
 def place(row: Row) -> float:
     """A number in [0, 1) from a row's normalized prompt: the same prompt lands on the same side for ever.
 
-    Normalized: NFKC, case folded, runs of anything that is no letter or digit to one space. The response is left out,
-    so that two answers to one question can't stand on both sides of the split.
+    The response is left out, so that two answers to one question can't stand on both sides of the split.
     """
-    text = unicodedata.normalize("NFKC", f"{row.instruction}\n{row.context}").casefold()
-    normal = re.sub(r"[\W_]+", " ", text).strip()
-    return int.from_bytes(hashlib.sha256(normal.encode()).digest()[:8]) / 2**64
+    return int.from_bytes(hashlib.sha256(normalized(row).encode()).digest()[:8]) / 2**64
 
 
 def split_rows(rows: Sequence[Row], holdout: Holdout) -> Split:
@@ -192,6 +133,17 @@ def split_rows(rows: Sequence[Row], holdout: Holdout) -> Split:
     return split
 
 
+def select(config: TrainConfig, rows: Rows) -> Split:
+    """The rows that a run of `config` uses: those it trains on, those it validates on, and all that are kept to score.
+
+    Raises ValueError where nothing is left to train on.
+    """
+    split = split_rows(rows.rows, config.holdout)
+    if not split.train:
+        raise ValueError(f"The split leaves none of the {len(rows.rows)} rows to train on: give more rows.")
+    return Split(take(split.train, config.rows), take(split.validation, config.training.validation_rows), split.test)
+
+
 def take(rows: Sequence[Row], count: int | None) -> list[Row]:
     """`count` of the rows, each category in proportion, those placed lowest first: the same for every run."""
     if count is None or count >= len(rows):
@@ -204,33 +156,51 @@ def take(rows: Sequence[Row], count: int | None) -> list[Row]:
     return [row for _, row in sorted(shares, key=lambda pair: (pair[0], pair[1].category))[:count]]
 
 
-def encode_rows(rows: Sequence[Row], template: Template, max_length: int | None, model_limit: int) -> Examples:
+def encode_split(config: TrainConfig, split: Split, template: Template, limit: int) -> tuple[Examples, list[Example]]:
+    """Training and validation rows of a selection to examples of at most `limit` tokens, and of a micro-batch's budget.
+
+    The validation loss is the response's whatever carries loss in training, so that runs can be compared.
+    """
+    limit = min(limit, config.training.tokens_per_batch)
+    train = encode_rows(split.train, template, config.encoding.max_length, limit, config.encoding.loss_on)
+    held_out = split.validation
+    return train, encode_rows(held_out, template, train.max_length, limit).examples if held_out else []
+
+
+def encode_rows(
+    rows: Sequence[Row],
+    template: Template,
+    max_length: int | None,
+    model_limit: int,
+    loss_on: Literal["response", "all"] = "response",
+) -> Examples:
     """Rows to examples no longer than `max_length` tokens (None: the 99th percentile of these rows).
 
     A context that is too long is cut at its end; a row that is still too long is dropped. A response or its end
-    token is never cut. Raises ValueError when nothing is left.
+    token is never cut. Raises ValueError when nothing is left, or where a row has no token to learn from.
     """
-    encoded = [_encode(row, template) for row in rows]
-    if max_length is None:
-        lengths = sorted(len(example.ids) for example in encoded)
-        max_length = max(64, lengths[round(0.99 * (len(lengths) - 1))]) if lengths else model_limit
-    max_length = min(max_length, model_limit)
-    kept, shortened, dropped = [], 0, 0
-    for example in encoded:
-        fitted = example if len(example.ids) <= max_length else _shorten(example, template, max_length)
-        if fitted is None:
-            dropped += 1
-        else:
-            kept.append(fitted)
-            shortened += fitted is not example
+    encoded = [_encode(row, template, loss_on) for row in rows]
+    lengths = [len(example.ids) for example in encoded]
+    chosen = max_length
+    if chosen is None:
+        chosen = max(64, sorted(lengths)[round(0.99 * (len(lengths) - 1))]) if lengths else model_limit
+    found_by: Literal["setting", "rows", "limit"] = "rows" if max_length is None else "setting"
+    found_by = found_by if chosen <= model_limit else "limit"
+    chosen = min(chosen, model_limit)
+    fitted = [e if len(e.ids) <= chosen else _shorten(e, template, chosen) for e in encoded]
+    kept = [example for example in fitted if example is not None]
     if not kept:
-        raise ValueError(f"None of the {len(rows)} rows fits into {max_length} tokens: raise max_length.")
-    return Examples(kept, max_length, shortened, dropped)
+        raise ValueError(f"None of the {len(rows)} rows fits into {chosen} tokens: raise max_length.")
+    shortened = sum(after is not None and after is not before for before, after in zip(encoded, fitted, strict=True))
+    return Examples(kept, chosen, shortened, len(rows) - len(kept), found_by, lengths)
 
 
-def _encode(row: Row, template: Template) -> Example:
+def _encode(row: Row, template: Template, loss_on: Literal["response", "all"]) -> Example:
     prompt, response = template.encode(Turn(row.instruction, row.context, row.response))
-    return Example(prompt + response, len(prompt), row)
+    example = Example(prompt + response, len(prompt), row, loss_on)
+    if not example.supervised:  # a step of such rows alone would divide by zero
+        raise ValueError(f"The row {row.instruction[:40]!r} leaves no token to learn from: take it out of the data.")
+    return example
 
 
 def _shorten(example: Example, template: Template, max_length: int) -> Example | None:
@@ -241,6 +211,6 @@ def _shorten(example: Example, template: Template, max_length: int) -> Example |
     while row.context and excess > 0:
         words = words[: -max(1, excess // 4)]  # a word is a token or more, so this never cuts far too much
         row = row._replace(context=" ".join(words).strip())
-        example = _encode(row, template)
+        example = _encode(row, template, example.loss_on)
         excess = len(example.ids) - max_length
     return example if excess <= 0 else None

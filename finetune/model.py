@@ -17,7 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from finetune.data import hub_reachable
+from finetune.readers import hub_reachable
 
 Say = Callable[[str], None]
 
