@@ -1,4 +1,4 @@
-"""python -m evaluation RUN: score a run's base and tuned model on held-out rows.
+"""python -m evaluation RUN: score a run's columns on held-out rows. python -m evaluation leaderboard: all runs' scores.
 
 Bad input: one sentence, exit code 2.
 """
@@ -9,16 +9,21 @@ from pathlib import Path
 
 from evaluation.config import EvalConfig
 from evaluation.jobs import create_evaluation
+from evaluation.leaderboard import leaderboard_text, leaderboards
 from evaluation.report import EvalReport, table
 from finetune.config import parse
 from finetune.job import at_work
 from finetune.run import Job, Run, find_run
 
+HEADINGS = {"examples": "n", "change": "change [95 % interval]", "p": "p (Holm)"}
+
 
 def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        return _work(arguments[1:]) if arguments[:1] == ["work"] else _evaluate(arguments)
+        if arguments[:1] == ["work"]:
+            return _work(arguments[1:])
+        return _leaderboard(arguments[1:]) if arguments[:1] == ["leaderboard"] else _evaluate(arguments)
     except ValueError as error:
         print(f"evaluation: {error}", file=sys.stderr)
         return 2
@@ -39,7 +44,7 @@ def _evaluate(arguments: list[str]) -> int:
     report = job.path / "report.json"
     if report.exists():
         print(_text(EvalReport.model_validate_json(report.read_text())))
-        print(f"Whole report: {report}")
+        print(f"Whole report: {report}, {report.with_suffix('.html').name} and samples.csv beside it")
     return 0
 
 
@@ -59,13 +64,21 @@ def _live(job: Job, lock: int) -> None:
         evaluate_run(Run(job.path.parents[1]), job, reporter)
 
 
+def _leaderboard(arguments: list[str]) -> int:
+    argparse.ArgumentParser(
+        prog="python -m evaluation leaderboard", description="Every run's newest scores, best first."
+    ).parse_args(arguments)
+    print(leaderboard_text(leaderboards()))
+    return 0
+
+
 def _text(report: EvalReport) -> str:
-    rows = [{"category": "category", "metric": "metric", "examples": "n", "base": "base", "tuned": "tuned"}]
-    rows[0] |= {"change": "change [95 % interval]", "verdict": "verdict"}
-    rows += [{name: str(value) for name, value in row.items()} for row in table(report.scores)]
-    widths = {name: max(len(row[name]) for row in rows) for name in rows[0]}
+    """The scores as a table, the notes, the verdict."""
+    rows = [{name: str(value) for name, value in row.items()} for row in table(report.scores)]
+    rows = [{name: HEADINGS.get(name, name) for name in rows[0]}, *rows] if rows else []
+    widths = {name: max(len(row[name]) for row in rows) for name in rows[0]} if rows else {}
     lines = ["  ".join(row[name].ljust(widths[name]) for name in widths).rstrip() for row in rows]
-    return "\n".join([*lines, "", report.verdict])
+    return "\n".join([*lines, "", *report.notes, report.verdict])
 
 
 if __name__ == "__main__":

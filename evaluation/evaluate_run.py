@@ -1,23 +1,37 @@
-"""evaluate_run(job): held-out rows → likelihoods and answers of base and tuned → scores → report."""
+"""evaluate_run(job): held-out rows → likelihoods and answers of every column → scores → report."""
 
 import time
-from importlib.metadata import version
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from evaluation.answers import greedy_answers
+from evaluation.answers import BATCH_ROWS, GREEDY, greedy_answers
+from evaluation.batches import Batched
+from evaluation.cache import Cache, digest
+from evaluation.columns import Side, identity, parse_columns
 from evaluation.config import EvalConfig
-from evaluation.jobs import held_out
-from evaluation.likelihood import response_nll
-from evaluation.metrics import rouge_l
-from evaluation.report import EvalReport, Sample, score, verdict
+from evaluation.export import write_exports
+from evaluation.jobs import Slice, leaks, scored_rows
+from evaluation.likelihood import BATCH_TOKENS, response_nll
+from evaluation.measures import chosen_measures
+from evaluation.progress import Progress
+from evaluation.provenance import DECIDING, hardware, versions
+from evaluation.report import ColumnFacts, EvalReport
+from evaluation.samples import Outcome, make_samples
+from evaluation.scoring import score
+from evaluation.verdict import verdict
 from finetune import data, model
 from finetune.base import context_limit, load_base, load_tokenizer
 from finetune.config import from_mapping, parse
 from finetune.prompt import Template, template
-from finetune.run import Job, Reporter, Run, write_atomically
-from inference.lora import Adapter, Placed, load_adapter
+from finetune.run import Job, Reporter, Run
+from inference.columns import Column
+from inference.lora import load_adapter
 
-COLUMNS = ["base", "tuned"]
+CACHE_FORMAT = 1  # raise it when answers of the same key may come out otherwise
+SAYING: dict[str, str] = {
+    "likelihood": "how likely are the references to each?",
+    "answers": "all answer the held-out prompts",
+}
 
 
 class Prepared(NamedTuple):
@@ -26,42 +40,38 @@ class Prepared(NamedTuple):
     source: model.Source
     base: Any
     template: Template
-    adapter: Adapter
-    rows: data.Rows
+    columns: list[Column]
+    sides: list[Side]
+    rows: Slice
     encoded: data.Examples
 
 
 def evaluate_run(run: Run, job: Job, reporter: Reporter) -> EvalReport | None:
-    """Score `run`'s base and tuned model on held-out rows; writes samples.jsonl and report.json into `job`'s folder.
+    """Score `run`'s columns on held-out rows; writes report.json, samples.jsonl and their exports into `job`'s folder.
 
     Returns None when it was asked to stop. Raises ValueError with a sentence where there is nothing to score.
     """
     started = time.time()
     asked = parse(EvalConfig, job.config()["config"])
     prepared = _prepare(run, asked, reporter)
-    samples = _samples(prepared, asked, job, reporter)
-    if not samples:
+    likelihoods, answers = _work(prepared, asked, job, reporter)
+    if job.stop_requested():
         reporter.status(state="stopped")
         return None
-    scores = score(samples)
+    reporter.status(message="scoring")
+    rows = [example.row for example in prepared.encoded.examples]
+    leaked = leaks(rows, prepared.rows.trained_on)
+    outcome = make_samples(rows, leaked, likelihoods, answers, len(prepared.columns), chosen_measures(asked.metrics))
+    scores = score(outcome.samples, [column.label for column in prepared.columns], asked.seed)
     report = EvalReport(
         run=run.id,
-        columns=COLUMNS,
-        model=prepared.source.origin,
-        model_sha256=prepared.source.sha256,
-        data=prepared.rows.source,
-        template=prepared.template.id,
-        dtype=str(prepared.base.dtype).removeprefix("torch."),
-        rows=len(samples),
-        dropped=prepared.encoded.dropped,
-        max_new_tokens=asked.max_new_tokens,
-        versions={name: version(name) for name in ("torch", "transformers", "bitsandbytes", "rouge-score")},
+        **_compared(prepared, likelihoods, answers),
+        **_how(asked, outcome, likelihoods, answers),
         seconds=time.time() - started,
         verdict=verdict(scores),
         scores=scores,
     )
-    write_atomically(job.path / "samples.jsonl", "".join(s.model_dump_json() + "\n" for s in samples))
-    write_atomically(job.path / "report.json", report.model_dump_json(indent=2))
+    write_exports(job.path, report, outcome.samples)
     return report
 
 
@@ -71,50 +81,110 @@ def _prepare(run: Run, asked: EvalConfig, reporter: Reporter) -> Prepared:
     source = model.fetch(config.model, config.revision, lambda text: reporter.status(message=text))
     if source.sha256 != facts["model_sha256"]:
         raise ValueError(f"{run.id} was trained on {facts['model']}, and {source.origin} is not the same: fetch that.")
-    rows = held_out(run, asked.rows)
+    columns = parse_columns(asked.columns, run)
+    rows = scored_rows(run, asked)
     chosen = template(load_tokenizer(source), facts["template"])
     limit = context_limit(source)
-    encoded = data.encode_rows(rows.rows, chosen, limit, limit)
+    encoded = data.encode_rows(rows.rows.rows, chosen, limit, limit)
     reporter.status(state="running", message="loading the base in 4 bits", step=0, max_steps=2 * len(encoded.examples))
     base = load_base(source)
-    return Prepared(source, base, chosen, load_adapter(run.adapter, base), rows, encoded)
+    adapters = {c.adapter: load_adapter(c.adapter, base) for c in columns if c.adapter and c.strength}
+    sides = [Side(adapters.get(c.adapter) if c.adapter else None, c.strength) for c in columns]
+    return Prepared(source, base, chosen, columns, sides, rows, encoded)
 
 
-def _samples(prepared: Prepared, asked: EvalConfig, job: Job, reporter: Reporter) -> list[Sample]:
-    """Every example under both columns, or [] when the job was asked to stop."""
-    _, base, chosen, adapter, _, (examples, *_) = prepared
+def _work(prepared: Prepared, asked: EvalConfig, job: Job, reporter: Reporter) -> tuple[Batched | None, Batched | None]:
+    """Likelihoods and answers of every example under every column, those that the metrics need."""
+    _, base, chosen, _, sides, _, (examples, *_) = prepared
+    sources = {str(measure.source) for measure in chosen_measures(asked.metrics)}
+    halves = {half: text for half, text in SAYING.items() if half in sources}
+    reporter.status(max_steps=len(halves) * len(examples))
+    likelihoods = answers = None
+    with Progress(job, reporter, len(examples), halves) as progress:
+        if "likelihood" in halves:
+            caches = _caches("likelihoods", {"batch_tokens": BATCH_TOKENS}, prepared) if asked.cache else None
+            pad_id = chosen.tokenizer.pad_token_id or 0
+            likelihoods = response_nll(base, examples, sides, pad_id, caches, progress.hooks("likelihood"))
+        if "answers" in halves and not job.stop_requested():
+            context = {
+                "sampling": GREEDY.model_dump(),
+                "max_new_tokens": asked.max_new_tokens,
+                "batch_rows": BATCH_ROWS,
+                "stop": [sorted(chosen.stop_ids), list(chosen.stop_strings)],
+            }
+            caches = _caches("answers", context, prepared) if asked.cache else None
+            rows = [example.row for example in examples]
+            hooks = progress.hooks("answers")
+            answers = greedy_answers(base, chosen, rows, sides, asked.max_new_tokens, caches, hooks)
+    return likelihoods, answers
 
-    def place(count: int) -> list[Placed]:
-        return [Placed(adapter, [0.0, 1.0] * count)]
 
-    def scored(done: int) -> None:
-        reporter.status(step=done)
+def _caches(kind: str, context: dict[str, Any], prepared: Prepared) -> list[Cache]:
+    """A cache a column, keyed by everything that decides its results."""
+    machine = hardware()
+    context = context | {
+        "format": CACHE_FORMAT,
+        "model_sha256": prepared.source.sha256,
+        "template": prepared.template.id,
+        "dtype": _dtype(prepared.base),
+        "columns": len(prepared.columns),
+        "device": [gpu["name"] for gpu in machine["gpus"]] or machine["cpu"],
+        "versions": versions(DECIDING),
+    }
+    return [Cache(kind, context | identity(column)) for column in prepared.columns]
 
-    def answered(done: int) -> None:
-        reporter.status(step=len(examples) + done)
 
-    reporter.status(message="how likely are the references to each?")
-    pad_id = chosen.tokenizer.pad_token_id or 0
-    likelihoods = response_nll(base, examples, len(COLUMNS), place, pad_id, scored, job.stop_requested)
-    reporter.status(message="both answer the held-out prompts")
-    rows = [e.row for e in examples]
-    answers = greedy_answers(
-        base, chosen, rows, len(COLUMNS), place, asked.max_new_tokens, answered, job.stop_requested
-    )
-    if job.stop_requested():
-        return []
-    rouges = [rouge_l([a[i].text for a in answers], [row.response for row in rows]) for i in range(len(COLUMNS))]
-    return [
-        Sample(
-            instruction=row.instruction,
-            context=row.context,
-            reference=row.response,
-            category=row.category,
-            answers=[a.text for a in answer],
-            stops=[str(a.stop) for a in answer],
-            nll=[column.nll for column in likelihood],
-            tokens=likelihood[0].tokens,
-            rouge_l=list(scores),
-        )
-        for row, likelihood, answer, scores in zip(rows, likelihoods, answers, zip(*rouges, strict=True), strict=True)
-    ]
+def _dtype(base: Any) -> str:
+    return str(base.dtype).removeprefix("torch.")
+
+
+def _compared(prepared: Prepared, likelihoods: Batched | None, answers: Batched | None) -> dict[str, Any]:
+    """The report's fields on what was compared on what."""
+    source, base, chosen, columns, _, rows, encoded = prepared
+
+    def cached(found: Batched | None, column: int) -> int:
+        return found.from_cache[column] if found else 0
+
+    return {
+        "columns": [column.label for column in columns],
+        "column_facts": [
+            ColumnFacts(
+                label=column.label,
+                strength=column.strength,
+                adapter_sha256=identity(column)["adapter"],
+                answers_from_cache=cached(answers, at),
+                likelihoods_from_cache=cached(likelihoods, at),
+            )
+            for at, column in enumerate(columns)
+        ],
+        "model": source.origin,
+        "model_sha256": source.sha256,
+        "data": rows.rows.source,
+        "data_sha256": rows.rows.sha256,
+        "examples_sha256": digest([list(example.row) for example in encoded.examples]),
+        "split": rows.split,
+        "template": chosen.id,
+        "dtype": _dtype(base),
+        "rows": len(encoded.examples),
+        "dropped": encoded.dropped,
+        "shortened": encoded.shortened,
+    }
+
+
+def _how(asked: EvalConfig, outcome: Outcome, likelihoods: Batched | None, answers: Batched | None) -> dict[str, Any]:
+    """The report's fields on how it was done."""
+    fitted = {"answer_rows": answers, "likelihood_tokens": likelihoods}
+    kinds: Sequence[str] = [sample.leak for sample in outcome.samples if sample.leak]
+    notes = list(outcome.notes)
+    if kinds:
+        notes.append(f"{len(kinds)} of the scored prompts were trained on; they are flagged, not left out.")
+    return {
+        "leaks": {"same": kinds.count("same"), "near": kinds.count("near")},
+        "max_new_tokens": asked.max_new_tokens,
+        "sampling": GREEDY.model_dump(),
+        "seeds": {"statistics": asked.seed},
+        "batch": {name: found.budget for name, found in fitted.items() if found},
+        "hardware": hardware(),
+        "versions": versions(),
+        "notes": notes,
+    }

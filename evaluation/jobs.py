@@ -1,9 +1,20 @@
-"""Make an evaluation of a run: a job in the run's folder. Nothing here loads torch."""
+"""Make an evaluation of a run: a job in the run's folder. Which rows are scored is decided here; no torch is loaded."""
 
+from typing import Literal, NamedTuple
+
+from evaluation.columns import parse_columns
 from evaluation.config import EvalConfig
 from finetune import data, job
 from finetune.config import from_mapping
 from finetune.run import Job, Run, create_job
+
+
+class Slice(NamedTuple):
+    """The rows that are scored, what they are in words, and the rows that the run was trained on."""
+
+    rows: data.Rows
+    split: str
+    trained_on: list[data.Row]
 
 
 def create_evaluation(run: Run, config: EvalConfig) -> tuple[Job, int]:
@@ -23,20 +34,43 @@ def check(run: Run, config: EvalConfig) -> None:
     """Refuse what can't be scored, before anything is made for it. Raises ValueError with a sentence."""
     if not run.has_adapter():
         raise ValueError(f"{run.id} has no adapter yet ({run.status()['state']}): evaluate it when it has ended.")
-    held_out(run, config.rows)
+    parse_columns(config.columns, run)
+    scored_rows(run, config)
 
 
-def held_out(run: Run, count: int | None) -> data.Rows:
-    """The `test` part of the run's data, `count` rows of it. Raises ValueError if the data is not what it was."""
+def scored_rows(run: Run, config: EvalConfig) -> Slice:
+    """The rows that `config` asks for, the same for every run on that data.
+
+    They are the `test` part of the run's data; or the rows of `config.data`, unless that is the very data that the run
+    was trained on, whose test part it is then.
+
+    Raises:
+        ValueError: the run's data is not what it was, or it holds out nothing.
+    """
     record = run.config()
-    config = from_mapping(record["config"])
-    rows = data.load_rows(config.data, config.columns)
+    config_then = from_mapping(record["config"])
+    rows = data.load_rows(config_then.data, config_then.columns)
     if rows.sha256 != record["data"]["sha256"]:
         raise ValueError(
             f"The data is not what {run.id} was trained on (then {record['data']['source']}, now {rows.source}), "
             "so nothing is known to be held out: bring the old data back."
         )
-    test = data.split_rows(rows.rows, config.holdout).test
-    if not test:
+    split = data.select(config_then, rows)
+    if config.data is not None:
+        other = data.load_rows(config.data)
+        if other.sha256 != rows.sha256:
+            chosen = other._replace(rows=data.take(other.rows, config.rows))
+            return Slice(chosen, f"{len(chosen.rows)} of {len(other.rows)} rows of {other.source}", split.train)
+    if not split.test:
         raise ValueError(f"{run.id} holds out no rows to score: train with a test_fraction above 0, or on more rows.")
-    return rows._replace(rows=data.take(test, count))
+    chosen = rows._replace(rows=data.take(split.test, config.rows))
+    return Slice(chosen, f"{len(chosen.rows)} of {len(split.test)} held-out (test) rows of the run's data", split.train)
+
+
+Leak = Literal["", "same", "near"]
+
+
+def leaks(rows: list[data.Row], trained_on: list[data.Row]) -> list[Leak]:
+    """For each row "same" where its prompt, normalised as in `data.place`, was trained on, else ""."""
+    known = {data.place(row) for row in trained_on}
+    return ["same" if data.place(row) in known else "" for row in rows]

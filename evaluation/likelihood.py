@@ -1,13 +1,18 @@
 """Response-only negative log-likelihood: how surprised each column is by the reference answers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 
+from evaluation.batches import Batched, Hooks, Item, run_batched
+from evaluation.cache import Cache, Value, ids_key
+from evaluation.columns import Side, strengths
 from finetune.data import IGNORED, Example
 from finetune.loss import headless, supervised_hidden, token_losses
 from inference.lora import Placed, placed
+
+BATCH_TOKENS = 4096  # padded, all columns together; halved where memory runs out
 
 
 class Likelihood(NamedTuple):
@@ -17,46 +22,46 @@ class Likelihood(NamedTuple):
     tokens: int
 
 
-@torch.inference_mode()
 def response_nll(
     base: Any,
     examples: Sequence[Example],
-    columns: int,
-    place: Callable[[int], Sequence[Placed]],
+    sides: Sequence[Side],
     pad_id: int,
-    on_batch: Callable[[int], None] = lambda done: None,
-    cancelled: Callable[[], bool] = lambda: False,
-    batch_tokens: int = 4096,
-) -> list[list[Likelihood]]:
-    """One Likelihood an example and column, [examples][columns]: all columns of an example in the same batch.
+    caches: Sequence[Cache] | None = None,
+    hooks: Hooks = Hooks(),  # noqa: B008 - a constant
+    batch_tokens: int = BATCH_TOKENS,
+) -> Batched:
+    """A likelihood an example and column, as `Likelihood`'s fields: all columns of an example in the same batch.
+
+    Logits are never gathered: the head is applied to a few positions at a time.
 
     Args:
         base: the causal LM.
         examples: encoded rows.
-        columns: how many columns.
-        place: adapters on a batch of that many examples, each repeated for every column in turn.
+        sides: the columns.
         pad_id: what fills up short rows, on the right; never a target, and no real token sees it.
-        on_batch: told how many examples are done.
-        cancelled: asked between batches; the examples done by then are returned.
-        batch_tokens: padded tokens in a batch at most, all columns together (one example always fits).
+        caches: one a column, or None.
+        hooks: see `Hooks`.
+        batch_tokens: padded tokens in a batch at most, all columns together (one row always fits).
+
+    Raises:
+        ValueError: a single row is too much for the memory, or the model changes its logits after the head.
     """
-    results: dict[int, list[Likelihood]] = {}
-    order = sorted(range(len(examples)), key=lambda i: -len(examples[i].ids))
+    lengths = [len(example.ids) for example in examples]
+    order = sorted(range(len(examples)), key=lambda i: -lengths[i])
+    keys = [ids_key(e.ids[: e.prompt_length], e.ids[e.prompt_length :]) for e in examples]
     with headless(base) as head:
-        while order and not cancelled():
-            longest = len(examples[order[0]].ids)
-            size = max(1, batch_tokens // (longest * columns))
-            chosen, order = order[:size], order[size:]
-            batch = _batch([examples[i] for i in chosen for _ in range(columns)], pad_id, head.device)
-            with placed(base, place(len(chosen))):
+
+        @torch.inference_mode()
+        def work(items: list[Item]) -> list[Value | None]:
+            batch = _batch([examples[item.example] for item in items], pad_id, head.device)
+            with placed(base, [Placed(*pair) for pair in strengths([sides[item.column] for item in items])]):
                 hidden, targets = supervised_hidden(base, batch)
             losses = token_losses(hidden, head, targets)
             per_row = losses.split((batch["labels"][:, 1:] != IGNORED).sum(1).tolist())
-            rows = [Likelihood(part.double().sum().item(), len(part)) for part in per_row]
-            for at, i in enumerate(chosen):
-                results[i] = rows[at * columns : (at + 1) * columns]
-            on_batch(len(results))
-    return [results[i] for i in range(len(examples)) if i in results]
+            return [Likelihood(part.double().sum().item(), len(part))._asdict() for part in per_row]
+
+        return run_batched(order, lengths, len(sides), batch_tokens, work, caches, keys, hooks)
 
 
 def _batch(examples: Sequence[Example], pad_id: int, device: torch.device) -> dict[str, torch.Tensor]:

@@ -4,18 +4,18 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from evaluation.stats import Difference, Values, paired_difference, weighted_mean
+from evaluation.measures import MEASURES
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 OVERALL = "all"
 MIN_EXAMPLES = 10  # below this a bootstrap interval means little, and no verdict is given
+SIGNIFICANT = 0.05
 
 
 class Sample(BaseModel):
-    """One held-out example under every column, base first."""
+    """One held-out example under every column, in the report's order of columns. A line of `samples.jsonl`."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -23,22 +23,30 @@ class Sample(BaseModel):
     context: str
     reference: str
     category: str
+    leak: str = ""
+    """"same" or "near" where this prompt was trained on, else empty."""
     answers: list[str]
+    """Empty where no answers were asked for."""
     stops: list[str]
     nll: list[float]
-    """Sum of -log p over the reference's tokens, in nats."""
+    """Sum of -log p over the reference's tokens, in nats; empty where no likelihood was asked for."""
     tokens: int
     """Tokens of the reference with its end."""
-    rouge_l: list[float]
+    bytes: int
+    """UTF-8 bytes of the reference."""
+    values: dict[str, list[float]]
+    """Each measure's score under every column; a measure that means nothing on this category is left out."""
 
 
 class Score(BaseModel):
-    """One metric on one category (or "all"), base against tuned."""
+    """One metric on one category (or "all"), one column ("tuned") against the first ("base")."""
 
     model_config = ConfigDict(frozen=True)
 
     metric: str
     category: str
+    column: str = "tuned"
+    """The column that is compared with the first one."""
     examples: int
     base: float
     tuned: float
@@ -47,15 +55,45 @@ class Score(BaseModel):
     low: float
     high: float
     """95 % interval of the difference, by paired bootstrap over the examples."""
-    higher_is_better: bool
+    higher_is_better: bool | None
+    """None where neither way is better."""
+    p: float | None = None
+    """p value of the paired sign-flip permutation test, two-sided."""
+    p_holm: float | None = None
+    """p after Holm's correction over the categories; overall it is p itself."""
+    wins: int | None = None
+    ties: int | None = None
+    losses: int | None = None
+    """On how many examples tuned is better, equal, worse than base."""
+    further_examples: int | None = None
+    """About how many more examples would settle a difference of this size; None where there is none to settle."""
+    corpus_base: float | None = None
+    corpus_tuned: float | None = None
+    """The score of all answers taken together, where that is another thing than their mean (BLEU, chrF)."""
 
     @property
     def verdict(self) -> str:
+        """Clear is what the interval and the corrected permutation test both say."""
         if self.examples < MIN_EXAMPLES:
             return "too few to tell"
-        if not self.low <= 0 <= self.high:
-            return "better" if (self.difference > 0) == self.higher_is_better else "worse"
-        return "no detectable difference"
+        if self.low <= 0 <= self.high or (self.p_holm is not None and self.p_holm >= SIGNIFICANT):
+            return "no detectable difference"
+        if self.higher_is_better is None:
+            return "higher" if self.difference > 0 else "lower"
+        return "better" if (self.difference > 0) == self.higher_is_better else "worse"
+
+
+class ColumnFacts(BaseModel):
+    """What a column was, for the record."""
+
+    model_config = ConfigDict(frozen=True)
+
+    label: str
+    strength: float
+    adapter_sha256: str | None
+    """Of adapter_model.safetensors; None for the base."""
+    answers_from_cache: int = 0
+    likelihoods_from_cache: int = 0
 
 
 class EvalReport(BaseModel):
@@ -66,97 +104,65 @@ class EvalReport(BaseModel):
     schema_version: int = SCHEMA_VERSION
     run: str
     columns: list[str]
+    column_facts: list[ColumnFacts] = []
     model: str
     model_sha256: str
     data: str
+    data_sha256: str = ""
+    examples_sha256: str = ""
+    """Of the rows that were scored: reports with the same one can be set side by side."""
+    split: str = ""
+    """Which rows those are, in words."""
     template: str
     dtype: str
     rows: int
     dropped: int
+    shortened: int = 0
+    leaks: dict[str, int] = {}
+    """Scored rows whose prompt was trained on, by kind."""
     max_new_tokens: int
+    sampling: dict[str, Any] = {}
+    seeds: dict[str, int] = {}
+    batch: dict[str, int] = {}
+    """Rows of a batch of answers and padded tokens of a batch of likelihoods, as they fitted into memory."""
+    hardware: dict[str, Any] = {}
     versions: dict[str, str]
     seconds: float
+    notes: list[str] = []
+    """What a reader has to know: what was left out, what was flagged."""
     verdict: str
     scores: list[Score]
 
 
-def score(samples: Sequence[Sample]) -> list[Score]:
-    """Loss and ROUGE-L, over all samples first, then by category."""
-    categories = [OVERALL, *sorted({sample.category for sample in samples})]
-    scores = []
-    for category in categories:
-        chosen = [s for s in samples if category in (OVERALL, s.category)]
-        tokens = np.array([s.tokens for s in chosen], dtype=np.float64)
-        losses = np.array([s.nll for s in chosen]) / tokens[:, None]  # [examples, columns]
-        rouge = np.array([s.rouge_l for s in chosen])
-        scores.append(_score("loss", category, losses, tokens, higher_is_better=False))
-        scores.append(_score("rouge_l", category, rouge, np.ones(len(chosen)), higher_is_better=True))
-    return scores
-
-
-def _score(metric: str, category: str, values: Values, weights: Values, higher_is_better: bool) -> Score:
-    base, tuned = values[:, 0], values[:, 1]
-    difference: Difference = paired_difference(base, tuned, weights)
-    return Score(
-        metric=metric,
-        category=category,
-        examples=len(values),
-        base=weighted_mean(base, weights),
-        tuned=weighted_mean(tuned, weights),
-        difference=difference.mean,
-        low=difference.low,
-        high=difference.high,
-        higher_is_better=higher_is_better,
-    )
-
-
-def verdict(scores: Sequence[Score]) -> str:
-    """One sentence on the overall scores, with "no detectable difference" as a result like any other."""
-    names = {"loss": "response loss", "rouge_l": "ROUGE-L"}
-    by_verdict: dict[str, list[str]] = {}
-    for s in scores:
-        if s.category == OVERALL:
-            sign = f"{s.base:.3f} → {s.tuned:.3f}, 95 % interval of the change {s.low:+.3f} to {s.high:+.3f}"
-            by_verdict.setdefault(s.verdict, []).append(f"{names[s.metric]} ({sign})")
-    words = {
-        "better": "better on",
-        "worse": "worse on",
-        "no detectable difference": "no detectable difference on",
-        "too few to tell": "too few examples to tell on",
-    }
-    parts = [f"{words[v]} {' and '.join(by_verdict[v])}" for v in words if v in by_verdict]
-    return (
-        f"Tuned is {'; '.join(parts)}."
-        if "better" in by_verdict or "worse" in by_verdict
-        else f"{parts[0].capitalize()}."
-    )
-
-
 def table(scores: Sequence[Score]) -> list[dict[str, Any]]:
-    """Rows for people: perplexity beside the loss, the change with its interval, the verdict."""
+    """Rows for people: perplexity beside the loss, the change with its interval, p, wins, the verdict."""
     rows = []
     for s in scores:
-        is_loss = s.metric == "loss"
+        measure = MEASURES[s.metric]
         rows.append(
             {
                 "category": s.category,
-                "metric": "response loss" if is_loss else "ROUGE-L",
+                "metric": measure.name,
+                "column": s.column,
                 "examples": s.examples,
                 "base": round(s.base, 4),
                 "tuned": round(s.tuned, 4),
                 "change": f"{s.difference:+.4f} [{s.low:+.4f}, {s.high:+.4f}]",
+                "p": "" if s.p_holm is None else f"{s.p_holm:.4f}",
+                "wins/ties/losses": "" if s.wins is None else f"{s.wins}/{s.ties}/{s.losses}",
                 "verdict": s.verdict,
             }
         )
-        if is_loss:
-            ppl = [math.exp(s.base), math.exp(s.tuned), math.exp(s.base + s.low), math.exp(s.base + s.high)]
+        if s.metric == "loss":
+            base, tuned = math.exp(s.base), math.exp(s.tuned)
+            low, high = math.exp(s.base + s.low), math.exp(s.base + s.high)
             rows.append(
                 rows[-1]
                 | {
                     "metric": "perplexity",
-                    "base": round(ppl[0], 3),
-                    "tuned": round(ppl[1], 3),
-                    "change": f"{ppl[1] - ppl[0]:+.3f} [{ppl[2] - ppl[0]:+.3f}, {ppl[3] - ppl[0]:+.3f}]",
+                    "base": round(base, 3),
+                    "tuned": round(tuned, 3),
+                    "change": f"{tuned - base:+.3f} [{low - base:+.3f}, {high - base:+.3f}]",
                 }
             )
     return rows
