@@ -9,6 +9,7 @@ import gradio as gr
 
 from finetune.config import TrainConfig, preset, with_settings
 from finetune.model import ALIASES, is_local
+from finetune.readers import READERS
 from finetune.run import list_runs, runs_folder
 from studio import view
 
@@ -32,18 +33,18 @@ def keep_upload(upload: str) -> str:
     """A copy of an uploaded file beside the runs, named by content: evaluations need the rows long after the upload.
 
     Raises:
-        ValueError: too large, or no .jsonl or .json file.
+        ValueError: too large, or no file of a kind that rows come in.
     """
     file = Path(upload)
-    if file.suffix not in (".jsonl", ".json"):
-        raise ValueError(f"{file.name} is no .jsonl or .json file: rows come in one of these.")
+    if file.suffix.lower() not in READERS:
+        raise ValueError(f"{file.name} is none of {', '.join(READERS)}: rows come in one of these.")
     if file.stat().st_size > UPLOAD_LIMIT:
         raise ValueError(f"{file.name} is larger than {UPLOAD_LIMIT // 2**20} MB: use the command line for it.")
     with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     folder = runs_folder() / ".uploads"
     folder.mkdir(parents=True, exist_ok=True)
-    kept = folder / f"{digest[:32]}{file.suffix}"
+    kept = folder / f"{digest[:32]}{file.suffix.lower()}"
     if not kept.exists():
         partial = kept.with_suffix(".part")
         shutil.copyfile(file, partial)

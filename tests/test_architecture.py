@@ -54,7 +54,15 @@ def test_no_import_circle_inside_a_package() -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["finetune.config", "finetune.data", "finetune.prompt", "finetune.model", "finetune.job", "evaluation.jobs"],
+    [
+        "finetune.config",
+        "finetune.data",
+        "finetune.datareport",
+        "finetune.prompt",
+        "finetune.model",
+        "finetune.job",
+        "evaluation.jobs",
+    ],
 )
 def test_what_a_launcher_needs_loads_no_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"

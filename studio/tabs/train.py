@@ -34,7 +34,8 @@ def build(page: gr.Blocks) -> None:
                 first.training.steps, label="Steps", info=help_text["steps"], precision=0, elem_id="steps"
             )
             with gr.Accordion("Your own rows", open=False):
-                data = gr.File(label=".jsonl or .json with instruction, context, response, category", type="filepath")
+                kinds = ".jsonl, .json, .csv or .parquet"
+                data = gr.File(label=f"Instruction, context, response, category: {kinds}", type="filepath")
             start = gr.Button("Start", variant="primary", elem_id="start")
         with gr.Column(scale=2, min_width=300):
             with gr.Row():

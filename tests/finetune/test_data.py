@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from finetune import data
-from finetune.config import Holdout
-from finetune.data import Row, encode_rows, load_rows, place, split_rows, take
-from finetune.prompt import template
+from finetune.config import Holdout, from_mapping
+from finetune.data import Example, Row, encode_rows, load_rows, place, split_rows, take
+from finetune.prompt import Encoded, Turn, template
 
 
 def write(path: Path, text: str) -> str:
@@ -86,6 +86,65 @@ def test_a_long_context_is_cut_and_an_answer_never(tiny_tokenizer: Any) -> None:
     (example,) = kept.examples
     assert 64 < len(example.ids) <= 128
     assert tiny_tokenizer.decode(example.ids[example.prompt_length :]) == "A short answer.<|im_end|>"
+
+
+def test_loss_on_the_prompt_too_leaves_out_the_first_token_alone(tiny_tokenizer: Any) -> None:
+    row, chosen = Row("What is honey?", "", "Food.", "open_qa"), template(tiny_tokenizer, "chat")
+    (response,) = encode_rows([row], chosen, None, 512).examples
+    (everything,) = encode_rows([row], chosen, None, 512, loss_on="all").examples
+    assert everything.ids == response.ids and everything.prompt_length == response.prompt_length > 1
+    assert everything.labels == [-100, *everything.ids[1:]]
+    assert response.labels == [-100] * response.prompt_length + response.ids[response.prompt_length :]
+    for example in (everything, response):
+        assert example.supervised == sum(label != -100 for label in example.labels)
+
+
+def test_a_cut_row_keeps_where_its_loss_is(tiny_tokenizer: Any) -> None:
+    row = Row("Summarize.", "word " * 400, "A short answer.", "summarization")
+    (example,) = encode_rows([row], template(tiny_tokenizer, "chat"), 128, 512, loss_on="all").examples
+    assert example.supervised == len(example.ids) - 1
+
+
+def test_a_first_token_is_never_a_target() -> None:
+    row = Row("q", "", "a", "x")
+    assert Example([5, 6], 0, row).labels == [-100, 6] and Example([5, 6], 0, row).supervised == 1
+    assert Example([5], 0, row, "all").labels == [-100] and Example([5], 0, row, "all").supervised == 0
+
+
+def test_a_row_without_a_token_to_learn_from_is_an_error() -> None:
+    class Silent:
+        def encode(self, turn: Turn) -> Encoded:
+            return Encoded([1, 2, 3], [])
+
+    silent: Any = Silent()
+    with pytest.raises(ValueError, match=r"The row 'Write.' leaves no token to learn from: take it out"):
+        encode_rows([Row("Write.", "", "?", "x")], silent, None, 512)
+
+
+def test_lengths_and_where_the_longest_is_from(tiny_tokenizer: Any) -> None:
+    chosen = template(tiny_tokenizer, "chat")
+    found = encode_rows(rows(200), chosen, None, 512)
+    # No row has 64 tokens, and no 99th percentile is taken that is smaller.
+    assert (found.max_length, found.max_length_from) == (64, "rows")
+    assert found.lengths == [len(example.ids) for example in found.examples] and max(found.lengths) < 64
+    assert encode_rows(rows(9), chosen, None, 40)[1:5] == (40, 0, 0, "limit")
+    assert encode_rows(rows(9), chosen, 50, 512)[1:5] == (50, 0, 0, "setting")
+    assert encode_rows(rows(9), chosen, 50, 45)[1:5] == (45, 0, 0, "limit")
+
+
+def test_the_validation_loss_is_the_responses(tiny_tokenizer: Any) -> None:
+    config = from_mapping({"rows": 30, "encoding": {"loss_on": "all"}, "training": {"validation_rows": 6}})
+    split = data.select(config, data.Rows(rows(600), "here", ""))
+    assert (len(split.train), len(split.validation)) == (30, 6) and len(split.test) > 60
+    train, validation = data.encode_split(config, split, template(tiny_tokenizer, "chat"), 512)
+    assert {example.loss_on for example in train.examples} == {"all"}
+    assert {example.loss_on for example in validation} == {"response"}
+
+
+def test_a_split_without_training_rows_is_an_error() -> None:
+    config = from_mapping({"holdout": {"test_fraction": 0.99, "validation_fraction": 0.0}})
+    with pytest.raises(ValueError, match="The split leaves none of the 1 rows to train on"):
+        data.select(config, data.Rows(rows(1), "here", ""))
 
 
 def test_nothing_that_fits_is_an_error(tiny_tokenizer: Any) -> None:

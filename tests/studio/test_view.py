@@ -32,10 +32,17 @@ def test_an_upload_is_kept_by_content(runs: Path, tmp_path: Path) -> None:
     assert keep_upload(str(file)) == kept
 
 
+@pytest.mark.parametrize("ending", [".json", ".CSV", ".parquet"])
+def test_an_upload_keeps_its_kind(runs: Path, tmp_path: Path, ending: str) -> None:
+    file = tmp_path / f"rows{ending}"
+    file.write_bytes(b"rows")
+    assert Path(keep_upload(str(file))).suffix == ending.lower()
+
+
 def test_uploads_are_checked(runs: Path, tmp_path: Path) -> None:
     other = tmp_path / "rows.exe"
     other.touch()
-    with pytest.raises(ValueError, match=r"is no \.jsonl or \.json file"):
+    with pytest.raises(ValueError, match=r"rows\.exe is none of \.jsonl, \.json, \.csv, \.parquet"):
         keep_upload(str(other))
     huge = tmp_path / "rows.jsonl"
     with huge.open("wb") as stream:
