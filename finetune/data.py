@@ -90,7 +90,7 @@ def load_rows(data: str | None, columns: str | None = None) -> Rows:
     """
     if data is not None:
         raw = readers.read(data)
-    elif readers.hub_reachable() or readers.is_cached(readers.DOLLY):
+    elif readers.hub_reachable() or readers.is_cached(readers.DOLLY, readers.DOLLY_REVISION):
         raw = readers.read_hub(readers.DOLLY)
     else:
         source = "Tandem's own sample (not Dolly: the hub can't be reached)"

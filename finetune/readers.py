@@ -193,11 +193,14 @@ def hub_reachable(timeout_seconds: float = 3.0) -> bool:
         return False
 
 
-def is_cached(name: str) -> bool:
-    """Whether rows of this data set were prepared on this machine before; they can then be had without the hub."""
-    from datasets import config
+def is_cached(name: str, commit: str | None = None) -> bool:
+    """Whether a data set (at that commit) was prepared on this machine before; it can then be had without the hub."""
+    from huggingface_hub import constants
 
-    return (Path(config.HF_DATASETS_CACHE) / name.replace("/", "___")).is_dir()
+    # Where `datasets` keeps them; asking it itself would take two seconds to load it.
+    folder = os.environ.get("HF_DATASETS_CACHE") or os.path.join(constants.HF_HOME, "datasets")
+    prepared = (Path(folder) / name.replace("/", "___")).glob("*/*/*/dataset_info.json")
+    return any(commit is None or f"@{commit}/" in info.read_text(errors="replace") for info in prepared)
 
 
 def _first_line(error: object) -> str:

@@ -181,6 +181,17 @@ def test_a_hub_data_set_without_a_hub_is_one_sentence(monkeypatch: pytest.Monkey
     assert "owner/name is not on this machine and the hub can't be reached" in sentence("owner/name")
 
 
+def test_what_is_cached_is_known_by_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
+    assert not readers.is_cached("owner/name")
+    folder = tmp_path / "owner___name" / "default" / "0.0.0" / "hash"
+    folder.mkdir(parents=True)
+    assert not readers.is_cached("owner/name")  # begun, and not whole
+    write(folder, "dataset_info.json", '{"download_checksums": {"hf://datasets/owner/name@c0ffee/rows.csv": {}}}')
+    assert readers.is_cached("owner/name") and readers.is_cached("owner/name", "c0ffee")
+    assert not readers.is_cached("owner/name", "deadbeef")
+
+
 class Hub:
     """Stands in for `datasets.load_dataset`: real Dataset objects, or an error."""
 
