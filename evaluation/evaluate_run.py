@@ -60,7 +60,7 @@ def evaluate_run(run: Run, job: Job, reporter: Reporter) -> EvalReport | None:
         return None
     reporter.status(message="scoring")
     rows = [example.row for example in prepared.encoded.examples]
-    leaked = leaks(rows, prepared.rows.trained_on)
+    leaked = _leaked(rows, prepared.rows)
     outcome = make_samples(rows, leaked, likelihoods, answers, len(prepared.columns), chosen_measures(asked.metrics))
     scores = score(outcome.samples, [column.label for column in prepared.columns], asked.seed)
     report = EvalReport(
@@ -91,6 +91,13 @@ def _prepare(run: Run, asked: EvalConfig, reporter: Reporter) -> Prepared:
     adapters = {c.adapter: load_adapter(c.adapter, base) for c in columns if c.adapter and c.strength}
     sides = [Side(adapters.get(c.adapter) if c.adapter else None, c.strength) for c in columns]
     return Prepared(source, base, chosen, columns, sides, rows, encoded)
+
+
+def _leaked(scored: Sequence[data.Row], rows: Slice) -> list[str]:
+    """Which of the scored rows leaked from training; asked of the whole rows, since a scored one may be shortened."""
+    whole = rows.rows.rows
+    found = dict(zip(((r.instruction, r.response) for r in whole), leaks(whole, rows.trained_on), strict=True))
+    return [found[row.instruction, row.response] for row in scored]
 
 
 def _work(prepared: Prepared, asked: EvalConfig, job: Job, reporter: Reporter) -> tuple[Batched | None, Batched | None]:

@@ -6,6 +6,7 @@ from evaluation.columns import parse_columns
 from evaluation.config import EvalConfig
 from finetune import data, job
 from finetune.config import from_mapping
+from finetune.duplicates import near_duplicates
 from finetune.run import Job, Run, create_job
 
 
@@ -71,6 +72,8 @@ Leak = Literal["", "same", "near"]
 
 
 def leaks(rows: list[data.Row], trained_on: list[data.Row]) -> list[Leak]:
-    """For each row "same" where its prompt, normalised as in `data.place`, was trained on, else ""."""
-    known = {data.place(row) for row in trained_on}
-    return ["same" if data.place(row) in known else "" for row in rows]
+    """For each row "same" where its prompt, normalised as in `data.place`, was trained on; "near" where one was whose
+    words nearly agree (see finetune/duplicates.py); else ""."""
+    same = {data.place(row) for row in trained_on}
+    near = {pair.held_out for pair in near_duplicates(trained_on, rows)}
+    return ["same" if data.place(row) in same else "near" if row in near else "" for row in rows]

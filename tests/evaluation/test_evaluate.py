@@ -1,101 +1,212 @@
 """`python -m evaluation` on a real run of the tiny model."""
 
+import csv
+import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, read_json, tandem, tiny_run_settings, wait_for
+from conftest import ROOT, make_adapter, read_json, tandem, tiny_run_settings, wait_for
 
 from evaluation.__main__ import main
 from evaluation.config import EvalConfig
-from evaluation.jobs import create_evaluation, held_out, start_evaluation
-from evaluation.report import EvalReport, Sample
-from finetune.config import TrainConfig, with_settings
-from finetune.data import load_rows
+from evaluation.jobs import create_evaluation, leaks, scored_rows, start_evaluation
+from evaluation.report import OVERALL, EvalReport, Sample
+from finetune.config import TrainConfig, from_mapping, with_settings
+from finetune.data import Row, load_rows, select
 from finetune.job import start_training
-from finetune.run import ENDED, Run, create_job, list_runs
+from finetune.run import ENDED, Job, Run, create_job, list_runs
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path]]:
+    """A runs folder with one finished run of the tiny model, and its data file."""
+    folder = tmp_path_factory.mktemp("trained")
+    rows = Path(shutil.copy(ROOT / "assets" / "dolly_sample.jsonl", folder / "rows.jsonl"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TANDEM_RUNS", str(folder / "runs"))
+        run = start_training(with_settings(TrainConfig(), tiny_run_settings(tiny_model, rows)), "test")
+        wait_for(lambda: run.status()["state"] in ENDED, 120)
+        assert run.status()["state"] == "finished", run.status()
+    yield folder / "runs", rows
 
 
 @pytest.fixture
-def rows_file(tmp_path: Path) -> Path:
-    return Path(shutil.copy(ROOT / "assets" / "dolly_sample.jsonl", tmp_path / "rows.jsonl"))
+def run(trained: tuple[Path, Path], runs: Path) -> Run:
+    """A copy of that run, in this test's own runs folder; its data file is one file for all."""
+    shutil.copytree(trained[0], runs)
+    return list_runs()[0]
 
 
-@pytest.fixture
-def run(tiny_model: Path, runs: Path, rows_file: Path) -> Run:
-    started = start_training(with_settings(TrainConfig(), tiny_run_settings(tiny_model, rows_file)), "test")
-    wait_for(lambda: started.status()["state"] in ENDED)
-    assert started.status()["state"] == "finished", started.status()
-    return started
+def evaluated(run: Run, *arguments: str) -> tuple[EvalReport, Job]:
+    done = tandem("evaluation", run.id, *arguments)
+    assert done.returncode == 0, done.stderr
+    job = run.evaluations()[0]
+    return EvalReport.model_validate(read_json(job.path / "report.json")), job
 
 
 def test_from_the_command_line(run: Run) -> None:
     done = tandem("evaluation", run.id, "--rows", "16", "--max-new-tokens", "8")
     assert done.returncode == 0, done.stderr
-    assert "response loss" in done.stdout and "ROUGE-L" in done.stdout and "perplexity" in done.stdout
+    for name in ("response loss", "ROUGE-L", "perplexity", "BLEU", "chrF", "exact match", "bits per byte"):
+        assert name in done.stdout
     (job,) = run.evaluations()
     assert job.status()["state"] == "finished"
     report = EvalReport.model_validate(read_json(job.path / "report.json"))
     assert report.verdict in done.stdout
-    assert report.rows == 16 and report.columns == ["base", "tuned"]
+    assert report.rows == 16 and report.columns == ["base", "tuned"] and report.schema_version == 2
     assert {s.category for s in report.scores} > {"all", "open_qa"}
+    assert report.hardware["cores"] >= 1 and report.versions["sacrebleu"] and report.leaks == {"same": 0, "near": 0}
     samples = [Sample.model_validate_json(line) for line in (job.path / "samples.jsonl").open()]
     tokens = sum(s.tokens for s in samples)
     overall = report.scores[0]
     assert overall.base == pytest.approx(sum(s.nll[0] for s in samples) / tokens)
     assert overall.tuned < overall.base  # four steps taught the random model something
+    assert all(("exact_match" in s.values) == (s.category in SHORT) for s in samples)
+    with (job.path / "samples.csv").open(newline="") as file:
+        assert [line["answer_tuned"] for line in csv.DictReader(file)] == [s.answers[1] for s in samples]
+    assert "http" not in (job.path / "report.html").read_text()
+    board = tandem("evaluation", "leaderboard")
+    assert board.returncode == 0 and run.id in board.stdout and f"{overall.tuned:.3f}" in board.stdout
+
+
+SHORT = ("closed_qa", "information_extraction", "classification")
 
 
 def test_held_out_rows_were_never_trained_on(run: Run) -> None:
-    config = TrainConfig.model_validate(run.config()["config"])
-    test = held_out(run, None).rows
-    from finetune.data import split_rows, take
+    config = from_mapping(run.config()["config"])
+    scored = scored_rows(run, EvalConfig(rows=None))
+    split = select(config, load_rows(config.data))
+    assert scored.rows.rows == split.test and scored.trained_on == split.train
+    assert not set(split.test) & {*split.train, *split.validation}
 
-    split = split_rows(load_rows(config.data).rows, config.holdout)
-    assert not set(test) & set(take(split.train, config.rows)) and not set(test) & set(split.validation)
+
+def test_columns_and_metrics_are_those_asked_for(run: Run) -> None:
+    report, job = evaluated(
+        run, "--rows", "12", "--max-new-tokens", "4", "--columns", "base,tuned,0.5", "--metrics", "loss,chrf"
+    )
+    assert report.columns == ["base", "tuned", "0.5"]
+    overall = {(s.metric, s.column): s for s in report.scores if s.category == OVERALL}
+    assert set(overall) == {(m, c) for m in ("loss", "chrf") for c in ("tuned", "0.5")}
+    half, whole = overall["loss", "0.5"], overall["loss", "tuned"]
+    assert whole.tuned < half.tuned < whole.base
+    assert (job.path / "llm_comparator-2.json").exists()
+    only, job = evaluated(run, "--rows", "12", "--metrics", "loss")
+    assert {s.metric for s in only.scores} == {"loss"} and not (job.path / "llm_comparator.json").exists()
+    assert only.scores[0].tuned == pytest.approx(whole.tuned, abs=1e-4)
 
 
-def test_changed_data_is_refused(run: Run, rows_file: Path) -> None:
-    rows_file.write_text(rows_file.read_text().replace("The", "This", 1))
-    with pytest.raises(ValueError, match="nothing is known to be held out"):
-        create_evaluation(run, EvalConfig())
+def test_rows_of_another_file_with_their_leaks(run: Run, trained: tuple[Path, Path], tmp_path: Path) -> None:
+    config = from_mapping(run.config()["config"])
+    taught = select(config, load_rows(config.data)).train
+    long = max(taught, key=lambda row: len(row.instruction.split()))
+    new = Row("Name three rivers that nobody has ever named here.", "", "Foo, bar and baz.", "open_qa")
+    nearly = long._replace(instruction=long.instruction + " Please!")
+    rows = [taught[0]._replace(instruction=f"  {taught[0].instruction.upper()}"), nearly, new]
+    assert leaks(rows, taught) == ["same", "near", ""]
+    file = tmp_path / "other.jsonl"
+    file.write_text("".join(json.dumps(row._asdict()) + "\n" for row in rows))
+    report, job = evaluated(run, "--data", str(file), "--rows", "none", "--metrics", "loss")
+    assert report.rows == 3 and report.leaks == {"same": 1, "near": 1} and "2 of the scored prompts" in report.notes[0]
+    samples = [Sample.model_validate_json(line) for line in (job.path / "samples.jsonl").open()]
+    assert sorted(s.leak for s in samples) == ["", "near", "same"]
+    same, _ = evaluated(run, "--data", str(trained[1]), "--rows", "4", "--metrics", "loss")
+    assert "held-out" in same.split  # the run's own file: what it was trained on is not scored
+
+
+def test_changed_data_is_refused(run: Run, trained: tuple[Path, Path]) -> None:
+    before = trained[1].read_text()
+    try:
+        trained[1].write_text(before.replace("The", "This", 1))
+        with pytest.raises(ValueError, match="nothing is known to be held out"):
+            create_evaluation(run, EvalConfig())
+    finally:
+        trained[1].write_text(before)
     assert not run.evaluations()
 
 
 def test_a_stop_ends_it_without_a_report(run: Run) -> None:
-    job = start_evaluation(run, EvalConfig(rows=None, max_new_tokens=400))
+    job = start_evaluation(run, EvalConfig(rows=None, max_new_tokens=2000))
     wait_for(lambda: job.status().get("step", 0) >= 1)
     job.request_stop()
     wait_for(lambda: job.status()["state"] in ENDED)
     assert job.status()["state"] == "stopped" and not (job.path / "report.json").exists()
 
 
-def test_bad_input_is_one_sentence(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input_is_one_sentence(run: Run, runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     done = tandem("evaluation", "no-such-run")
     assert done.returncode == 2 and "There is no run 'no-such-run'" in done.stderr
-    os.close(create_job(runs, "half", {"config": {}}, Run)[1])
-    half = list_runs()[0]
+    os.close(create_job(runs, "zz-half", {"config": {}}, Run)[1])
+    half = next(found for found in list_runs() if "zz-half" in found.id)
     for arguments, sentence in [
         ([half.id], "has no adapter yet (died)"),
-        ([half.id, "--rows", "0"], "rows: input should"),
+        ([run.id, "--rows", "0"], "rows: input should"),
+        ([run.id, "--columns", "base"], "needs two columns or more"),
+        ([run.id, "--columns", "base,0"], "The same column is there twice"),
+        ([run.id, "--columns", "base,checkpoint-7"], "has no whole checkpoint-7"),
+        ([run.id, "--columns", "base,nonsense"], "There is no run 'nonsense'"),
+        ([run.id, "--metrics", "rouge_9"], "There is no metric 'rouge_9'"),
+        ([run.id, "--data", "nowhere.jsonl"], "nowhere.jsonl"),
     ]:
-        assert main(arguments) == 2
+        assert main(arguments) == 2, arguments
         said = capsys.readouterr().err
         assert sentence in said and len(said.strip().splitlines()) == 1
-    assert not half.evaluations()
+    assert not half.evaluations() and not run.evaluations()
 
 
-def test_the_adapter_decides(run: Run, tiny_source: Any) -> None:
-    """Base and tuned are scored on the same prompts by one base, and a base row never sees the adapter."""
-    tandem("evaluation", run.id, "--rows", "8", "--max-new-tokens", "4")
-    first = EvalReport.model_validate(read_json(run.evaluations()[0].path / "report.json"))
-    from conftest import make_adapter
-
+def test_a_changed_adapter_is_not_served_the_old_answers(run: Run, tiny_source: Any) -> None:
+    """The peers' trap: a cache that does not know the adapter. The base's results are reused, and only those."""
+    arguments = ("--rows", "8", "--max-new-tokens", "6")
+    first, first_job = evaluated(run, *arguments)
+    again, _ = evaluated(run, *arguments)
+    assert [(c.answers_from_cache, c.likelihoods_from_cache) for c in first.column_facts] == [(0, 0), (0, 0)]
+    assert [(c.answers_from_cache, c.likelihoods_from_cache) for c in again.column_facts] == [(8, 8), (8, 8)]
+    assert again.scores == first.scores
     shutil.rmtree(run.adapter)
     make_adapter(tiny_source, run.adapter, seed=9)
-    tandem("evaluation", run.id, "--rows", "8", "--max-new-tokens", "4")
-    second = EvalReport.model_validate(read_json(run.evaluations()[0].path / "report.json"))
-    assert first.scores[0].base == second.scores[0].base
-    assert first.scores[0].tuned != second.scores[0].tuned
+    second, second_job = evaluated(run, *arguments)
+    assert [(c.answers_from_cache, c.likelihoods_from_cache) for c in second.column_facts] == [(8, 8), (0, 0)]
+    assert first.column_facts[1].adapter_sha256 != second.column_facts[1].adapter_sha256
+    assert first.scores[0].base == second.scores[0].base and first.scores[0].tuned != second.scores[0].tuned
+    old, new = (
+        [Sample.model_validate_json(line) for line in (job.path / "samples.jsonl").open()]
+        for job in (first_job, second_job)
+    )
+    assert [s.answers[0] for s in old] == [s.answers[0] for s in new]
+    assert [s.answers[1] for s in old] != [s.answers[1] for s in new]
+    # What came from the cache is what comes without it.
+    fresh, _ = evaluated(run, *arguments, "--cache", "false")
+    assert [c.answers_from_cache for c in fresh.column_facts] == [0, 0] and fresh.scores == second.scores
+
+
+def test_a_killed_evaluation_goes_on_where_it_stopped(run: Run, runs: Path) -> None:
+    arguments = ["--rows", "none", "--max-new-tokens", "400", "--metrics", "loss,rouge_l"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "evaluation", run.id, *arguments], cwd=ROOT, stdout=subprocess.DEVNULL
+    )
+
+    def kept() -> int:
+        files = list((runs / ".cache" / "answers").glob("*.jsonl"))
+        return sum(file.read_bytes().count(b"\n") - 1 for file in files)
+
+    wait_for(lambda: kept() > 0)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    killed = run.evaluations()[0]
+    assert killed.status()["state"] == "died" and not (killed.path / "report.json").exists()
+    whole = kept()
+    half_written = next((runs / ".cache" / "answers").glob("*.jsonl"))
+    with half_written.open("a") as file:
+        file.write('{"key": "half a li')
+    report, job = evaluated(run, *arguments)
+    assert 0 < whole < 2 * report.rows
+    assert sum(c.answers_from_cache for c in report.column_facts) == whole
+    assert [c.likelihoods_from_cache for c in report.column_facts] == [report.rows] * 2
+    assert kept() >= 2 * report.rows
+    assert len((job.path / "samples.jsonl").read_text().splitlines()) == report.rows
