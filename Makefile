@@ -31,4 +31,4 @@ $(STAMP): pyproject.toml requirements.lock
 
 # Freeze what is installed now. torch is named without its local tag, so that one lock serves CPU and CUDA builds.
 lock:
-	$(BIN)/python -m pip freeze --exclude-editable --disable-pip-version-check | sed 's/+cpu$$//' | grep -viE '^(nvidia-|triton|pip==|setuptools==)' > requirements.lock
+	$(BIN)/python -m pip freeze --exclude-editable --disable-pip-version-check | sed 's/+cpu$$//' | grep -viP '^(nvidia-(?!ml-py)|triton|pip==|setuptools==)' > requirements.lock

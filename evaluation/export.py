@@ -10,7 +10,7 @@ from typing import Any
 from evaluation.html_report import html_report
 from evaluation.measures import MEASURES
 from evaluation.report import EvalReport, Sample
-from finetune.run import write_atomically
+from finetune.whole import write_atomically
 
 SCORE_LIMIT = 1.5  # LLM Comparator's range
 

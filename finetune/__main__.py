@@ -1,14 +1,15 @@
-"""python -m finetune {train,runs,stop}: fine-tune from the terminal. Bad input: one sentence, exit code 2."""
+"""python -m finetune {train,plan,resume,runs,stop}: fine-tune from the terminal. Bad input: one sentence, exit code 2."""
 
 import argparse
 import json
 import sys
-import types
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin
 
-from finetune import config, job
+from finetune import job, launch
+from finetune.flags import add_settings, chosen
 from finetune.run import Run, find_run, list_runs
+
+PLAN = "What a run with these settings would train on, whether it fits into memory, and how long it would take."
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -23,17 +24,20 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m finetune", description="QLoRA fine-tuning of a 4-bit model.")
-    commands = parser.add_subparsers(required=True, metavar="{train,runs,stop}")
+    commands = parser.add_subparsers(required=True, metavar="{train,plan,resume,runs,stop}")
     train = commands.add_parser("train", help="train an adapter", description="Train an adapter in runs/.")
-    start = train.add_mutually_exclusive_group()
-    start.add_argument("--preset", help=f"start from one of: {', '.join(config.preset_names())}")
-    start.add_argument("--config", type=Path, help="start from a TOML file, or a run's config.json")
-    for name, info in config.fields().items():
-        flag = f"--{name.replace('_', '-')}"
-        train.add_argument(flag, dest=name, metavar="X", default=argparse.SUPPRESS, help=info.description)
-    train.set_defaults(run=_train, settings=list(config.fields()))
+    add_settings(train)
+    train.set_defaults(run=_train)
+    plan = commands.add_parser("plan", help="a run's data, memory and time, before it starts", description=PLAN)
+    add_settings(plan)
+    plan.add_argument("--pilot", action="store_true", help="load the model and measure a few steps for the time")
+    plan.add_argument("--json", action="store_true", help="print it as JSON")
+    plan.set_defaults(run=_plan)
     runs = commands.add_parser("runs", help="list the runs, newest first")
     runs.set_defaults(run=_runs)
+    resume = commands.add_parser("resume", help="go on with an ended run from its last whole checkpoint")
+    resume.add_argument("id", help="a run's id, or latest")
+    resume.set_defaults(run=_resume)
     stop = commands.add_parser("stop", help="ask a run to stop at its next step, its adapter saved")
     stop.add_argument("id", help="a run's id, or latest")
     stop.set_defaults(run=_stop)
@@ -45,19 +49,35 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _train(args: argparse.Namespace) -> int:
-    chosen = config.TrainConfig()
-    if args.preset:
-        chosen = config.preset(args.preset)
-    elif args.config:
-        chosen = config.read(args.config)
-    given = {name: _value(name, getattr(args, name)) for name in args.settings if hasattr(args, name)}
-    chosen = config.with_settings(chosen, given)
-    run, lock = job.create_run(chosen, args.preset or chosen.model)
+    settings = chosen(args)
+    run, lock = launch.share(lambda: job.create_run(settings, args.preset or settings.model))
+    if lock is None:  # another process owns the run
+        from finetune.train import train
+
+        train(run, launch.Silent(run))
+        return 0
     print(f"run {run.id}", file=sys.stderr)
     _live(run, lock)
-    status = run.status()
-    print(json.dumps({"run": run.id, "state": status["state"], "adapter": str(run.adapter)}))
+    return _tell(run)
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from finetune import plan
+
+    made = plan.make(chosen(args), args.pilot, lambda text: print(text, file=sys.stderr))
+    print(json.dumps(made.as_dict(), indent=2, ensure_ascii=False) if args.json else plan.text(made))
     return 0
+
+
+def _tell(run: Run) -> int:
+    print(json.dumps({"run": run.id, "state": run.status()["state"], "adapter": str(run.adapter)}))
+    return 0
+
+
+def _resume(args: argparse.Namespace) -> int:
+    run = find_run(args.id)
+    _live(run, job.reopen(run))
+    return _tell(run)
 
 
 def _work(args: argparse.Namespace) -> int:
@@ -85,17 +105,6 @@ def _stop(args: argparse.Namespace) -> int:
     run.request_stop()
     print(f"{run.id} will stop at its next step.")
     return 0
-
-
-def _value(name: str, text: str) -> Any:
-    """A flag's text as the setting's kind: "none" for empty where that is allowed, commas for a list of names."""
-    annotation = config.fields()[name].annotation
-    options = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
-    if text.lower() == "none" and type(None) in options:
-        return None
-    if any(get_origin(option) is tuple for option in options) and text != "all-linear":
-        return [part.strip() for part in text.split(",")]
-    return text
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 """The base in 4 bits, its tokenizer, and LoRA on it."""
 
+import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import torch
-from bitsandbytes.nn import Linear4bit
+from bitsandbytes.nn import Linear4bit, Params4bit
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import logging
@@ -54,15 +56,17 @@ def compute_dtype() -> torch.dtype:
     return torch.bfloat16 if flags & {"avx512_bf16", "amx_bf16", "bf16"} else torch.float32
 
 
-def load_base(source: Source, dtype: torch.dtype | None = None, trainable: bool = False) -> Any:
+def load_base(
+    source: Source, dtype: torch.dtype | None = None, trainable: bool = False, packed: bool | None = None
+) -> Any:
     """The base in 4 bits (NF4, double quantization) on the GPU if there is one, frozen, in eval mode.
 
     Args:
         source: where the weights are.
         dtype: what it computes in; None: `compute_dtype()`.
-        trainable: whether it will be trained on packs (and on nothing else: its attention wants to know where examples
-            start). On CPUs with AVX512-BF16, bitsandbytes repacks the weights
+        trainable: whether gradients will flow through it. On CPUs with AVX512-BF16, bitsandbytes repacks the weights
             at the first evaluation, and later backward passes are then silently wrong; this keeps them as they are.
+        packed: whether its attention takes packs, and nothing else; None: as `trainable`.
     """
     source = converted(source)
     dtype = dtype or compute_dtype()
@@ -71,13 +75,15 @@ def load_base(source: Source, dtype: torch.dtype | None = None, trainable: bool 
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
+        # FSDP shards parameters of one type alone: the 4-bit bytes are then stored as the compute type.
+        bnb_4bit_quant_storage=dtype if under_fsdp() else torch.uint8,
     )
     model = AutoModelForCausalLM.from_pretrained(
         **_where(source),
         quantization_config=four_bit,
         dtype=dtype,
-        device_map={"": 0 if torch.cuda.is_available() else "cpu"},
-        attn_implementation=attention.register() if trainable else "sdpa",
+        device_map=None if under_fsdp() else {"": device()},
+        attn_implementation=attention.register() if (trainable if packed is None else packed) else "sdpa",
         use_safetensors=True,
     )
     if trainable:
@@ -85,6 +91,16 @@ def load_base(source: Source, dtype: torch.dtype | None = None, trainable: bool 
             if isinstance(module, Linear4bit):
                 module.support_avx512bf16_for_cpu = False
     return model.requires_grad_(False).eval()
+
+
+def device() -> str:
+    """Where this process computes: its own GPU under a launcher of several, the only one, or the CPU."""
+    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+
+
+def under_fsdp() -> bool:
+    """Whether accelerate launched this process with FSDP."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
 
 
 def target_names(base: Any, lora: Lora) -> list[str]:
@@ -106,8 +122,26 @@ def add_lora(base: Any, lora: Lora) -> Any:
         r=lora.r,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
+        use_rslora=lora.rslora,
+        use_dora=lora.dora,
         target_modules=target_names(base, lora),
         bias="none",
         task_type="CAUSAL_LM",
     )
     return get_peft_model(base, config)
+
+
+def parameter_report(adapted: Any) -> dict[str, Any]:
+    """Trainable and total parameters by element, and elements by type; a byte of 4-bit weights holds two."""
+    by_type: Counter[str] = Counter()
+    trainable = 0
+    for parameter in adapted.parameters():
+        four_bit = isinstance(parameter, Params4bit)
+        count = parameter.numel() * (2 * parameter.element_size() if four_bit else 1)
+        by_type["nf4" if four_bit else str(parameter.dtype).removeprefix("torch.")] += count
+        trainable += count if parameter.requires_grad else 0
+    return {
+        "trainable_parameters": trainable,
+        "total_parameters": sum(by_type.values()),
+        "parameter_types": dict(by_type),
+    }

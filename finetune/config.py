@@ -116,6 +116,8 @@ class Training(Part):
     def end_somewhere(self) -> Self:
         if self.steps is None and self.epochs is None and self.minutes is None:
             raise ValueError("set steps, epochs or minutes: a run must end somewhere")
+        if self.minutes is not None and self.batching == "padded":
+            raise ValueError("minutes needs packed batches: set batching to packed, or give steps")
         return self
 
 

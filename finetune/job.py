@@ -6,6 +6,7 @@ oldest that lives and has not ended, and it takes the device lock.
 
 import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,14 +23,14 @@ from finetune.config import TrainConfig
 from finetune.run import Job, Reporter, Run, create_job, runs_folder
 
 POLL_SECONDS = 0.25
+DISK_FULL = 2**20  # bytes free below which a failure is put down to the disk
 
 
 def check(config: TrainConfig) -> data.Rows:
     """Refuse what can't be run, before anything is made for it. Raises ValueError with a sentence."""
     model.check_name(config.model, config.revision)
-    rows = data.load_rows(config.data)
-    if not data.split_rows(rows.rows, config.holdout).train:
-        raise ValueError(f"The split leaves none of the {len(rows.rows)} rows to train on: give more rows.")
+    rows = data.load_rows(config.data, config.columns)
+    data.select(config, rows)
     return rows
 
 
@@ -53,6 +54,30 @@ def start_training(config: TrainConfig, label: str) -> Run:
     run, lock = create_run(config, label)
     spawn(run, lock, "finetune")
     return run
+
+
+def reopen(run: Run) -> int:
+    """Take an ended run's lock to go on with it, and clear its stop request; returns the lock's descriptor.
+
+    Raises:
+        ValueError: it is still alive, or it has finished.
+    """
+    state = run.status()["state"]
+    if state == "finished":
+        raise ValueError(f"{run.id} has finished: there is nothing to resume.")
+    lock = os.open(run.path / "lock", os.O_CREAT | os.O_RDWR)
+    for _ in range(20):  # whoever looks at the run holds a shared lock for an instant
+        if try_lock(lock):
+            (run.path / "stop").unlink(missing_ok=True)
+            return lock
+        time.sleep(0.05)
+    os.close(lock)
+    raise ValueError(f"{run.id} is {state}: stop it first.")
+
+
+def resume_training(run: Run) -> None:
+    """Go on with an ended run from its last whole checkpoint, as a process that outlives this one."""
+    spawn(run, reopen(run), "finetune")
 
 
 def spawn(job: Job, lock: int, module: str) -> None:
@@ -85,7 +110,7 @@ def at_work(job: Job, lock: int) -> Iterator[Reporter]:
     try:
         with _device(job, reporter) as granted:
             if granted:
-                reporter.status(state="preparing")
+                reporter.begin()
                 yield reporter
                 reporter.end()
             else:
@@ -93,21 +118,22 @@ def at_work(job: Job, lock: int) -> Iterator[Reporter]:
                 raise SystemExit(0)
     except BaseException as error:
         if not isinstance(error, SystemExit):
-            reporter.status(state="failed", message="", error=explain(error))
+            reporter.fail(explain(error, job))
         raise
     finally:
         os.close(lock)
 
 
-def explain(error: BaseException) -> str:
+def explain(error: BaseException, job: Job) -> str:
     """One sentence for a person about why a job failed."""
+    text = str(error).splitlines()[0] if str(error) else "no message"
+    if "No space left" in text or shutil.disk_usage(job.path).free < DISK_FULL:
+        return f"The disk of {job.path.parent} is full: make room, then resume."
     if isinstance(error, ValueError):
-        return str(error)
-    if isinstance(error, OSError) and error.errno == 28:
-        return "The disk is full: make room and start again."
+        return text
     if isinstance(error, KeyboardInterrupt):
         return "It was interrupted."
-    return f"It failed with {type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}."
+    return f"It failed with {type(error).__name__}: {text}."
 
 
 def _stop_on_signals(job: Job) -> None:
@@ -133,7 +159,7 @@ def _device(job: Job, reporter: Reporter) -> Iterator[bool]:
         try:
             while not job.stop_requested():
                 ahead = sum(_is_held(other) for other in waiting_room.iterdir() if other.name < ticket.name)
-                if ahead == 0 and _try_lock(device):
+                if ahead == 0 and try_lock(device):
                     ticket.unlink()
                     yield True
                     return
@@ -156,7 +182,7 @@ def _is_held(ticket: Path) -> bool:
     return False
 
 
-def _try_lock(file: Any) -> bool:
+def try_lock(file: Any) -> bool:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

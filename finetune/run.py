@@ -9,13 +9,15 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from finetune.whole import is_whole, write_atomically
+
 State = Literal["queued", "preparing", "running", "finished", "stopped", "failed", "died"]
 ENDED: tuple[State, ...] = ("finished", "stopped", "failed", "died")
+BALLAST = 256 * 2**10  # bytes
 DISK_RESERVE = 512 * 2**20  # bytes that must be free before a run starts: adapter, optimizer states, logs
 
 
@@ -69,6 +71,8 @@ class Job:
         if not file.exists():
             return [], offset
         with file.open("rb") as stream:
+            if offset > file.stat().st_size:  # a resumed run went back to its checkpoint: read it anew
+                offset = 0
             stream.seek(offset)
             block = stream.read()
         end = block.rfind(b"\n") + 1
@@ -110,6 +114,12 @@ class Run(Job):
         values: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
         return values
 
+    def checkpoints(self) -> list[tuple[int, Path]]:
+        """(step, folder) of the whole checkpoints, newest first."""
+        folders = (self.path / "checkpoints").glob("checkpoint-*")
+        whole = [(int(path.name.removeprefix("checkpoint-")), path) for path in folders if is_whole(path)]
+        return sorted(whole, reverse=True)
+
     def evaluations(self) -> list[Job]:
         """This run's evaluations, newest first."""
         return [Job(path) for path in _visible_folders(self.path / "evals")]
@@ -120,7 +130,9 @@ class Reporter:
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        self._status: dict[str, Any] = {"state": "preparing", "started_at": time.time()}
+        self.started_at = time.time()
+        self._status: dict[str, Any] = {"state": "preparing", "started_at": self.started_at}
+        (job.path / "ballast").write_bytes(b"\0" * BALLAST)  # given up when the disk is full, to say so
         self._metrics: IO[str] = (job.path / "metrics.jsonl").open("a", buffering=1)
 
     def status(self, **values: Any) -> None:
@@ -128,10 +140,29 @@ class Reporter:
         self._status |= values | {"updated_at": time.time()}
         write_atomically(self.job.path / "status.json", json.dumps(self._status))
 
+    def fail(self, error: str) -> None:
+        """The last word of a job that failed; it is heard even where the disk is full."""
+        (self.job.path / "ballast").unlink(missing_ok=True)
+        self.status(state="failed", message="", error=error)
+
     def end(self) -> None:
         """The work is over: "stopped" where it said so itself, else "finished"."""
         state = self._status["state"] if self._status["state"] in ENDED else "finished"
+        (self.job.path / "ballast").unlink(missing_ok=True)
         self.status(state=state, message="", eta_seconds=0)
+
+    def begin(self) -> None:
+        """The wait is over: the job's own time counts from here."""
+        self.started_at = time.time()
+        self.status(state="preparing", started_at=self.started_at)
+
+    def rewind(self, step: int) -> None:
+        """Drop the events after `step`: a resumed run writes them again."""
+        events = [event for event in self.job.metrics()[0] if event["step"] <= step]
+        self._metrics.close()
+        file = self.job.path / "metrics.jsonl"
+        write_atomically(file, "".join(json.dumps(event) + "\n" for event in events))
+        self._metrics = file.open("a", buffering=1)
 
     def metric(self, **values: Any) -> None:
         """Append one event."""
@@ -208,35 +239,3 @@ def _visible_folders(folder: Path) -> list[Path]:
 
 def _slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:40] or "run"
-
-
-def write_atomically(file: Path, text: str) -> None:
-    """Replace a file's content so that a reader, or a crash, finds the old or the new text."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text)
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def finish_folder(hidden: Path, target: Path) -> None:
-    """Make a finished folder visible: first its manifest, with the size of every file, then its name."""
-    sizes = {str(path.relative_to(hidden)): path.stat().st_size for path in _files(hidden)}
-    write_atomically(hidden / "manifest.json", json.dumps(sizes, indent=2))
-    if target.exists():
-        shutil.rmtree(target)
-    hidden.rename(target)
-
-
-def is_whole(folder: Path) -> bool:
-    """Whether a folder has its manifest and every file is as long as it says."""
-    manifest = folder / "manifest.json"
-    if not manifest.is_file():
-        return False
-    sizes: dict[str, int] = json.loads(manifest.read_text())
-    return all((folder / name).is_file() and (folder / name).stat().st_size == size for name, size in sizes.items())
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    return (path for path in sorted(folder.rglob("*")) if path.is_file())

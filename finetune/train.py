@@ -1,82 +1,87 @@
-"""train(run): rows → examples → packs → adapter. Read it top to bottom and you have read the data flow."""
+"""train(run): rows → examples → batches → adapter. Read it top to bottom and you have read the data flow."""
 
 import json
+import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import PrinterCallback, Trainer, TrainerControl, TrainingArguments, set_seed
+from transformers import set_seed
 
-from finetune import data, model
-from finetune.base import add_lora, compute_dtype, context_limit, load_base, load_tokenizer
-from finetune.config import TrainConfig, from_mapping
-from finetune.loss import headless, summed_loss, supervised_hidden
-from finetune.packing import Pack, collate, pack
-from finetune.progress import Progress
+from finetune import data, model, pilot
+from finetune.base import (
+    add_lora,
+    compute_dtype,
+    context_limit,
+    load_base,
+    load_tokenizer,
+    parameter_report,
+    under_fsdp,
+)
+from finetune.config import TrainConfig, from_mapping, with_settings
+from finetune.launch import is_main, processes
+from finetune.loss import headless
+from finetune.memory import needs_checkpointing
+from finetune.packing import Batch, group, pack
+from finetune.progress import Diverged, Progress
 from finetune.prompt import template
-from finetune.run import Reporter, Run, finish_folder, write_atomically
+from finetune.run import Reporter, Run
+from finetune.trainer import Data, PackTrainer, arguments, save_adapter
+from finetune.whole import finish_folder, is_whole, write_atomically
 
 
 class Prepared(NamedTuple):
-    """The rows of a run as packs, and what became of them on the way."""
+    """The rows of a run as examples, and what became of them on the way."""
 
-    train: list[Pack]
-    validation: list[Pack]
+    train: list[data.Example]
+    validation: list[data.Example]
     facts: dict[str, Any]
 
 
 def train(run: Run, reporter: Reporter) -> None:
-    """Train the adapter that `run` asks for; it ends as run.adapter, and its end is in the status.
+    """Train the adapter that `run` asks for, or go on from its last whole checkpoint; it ends as run.adapter.
 
     Raises:
-        ValueError: with a sentence, for what the config asks and can't be had.
+        ValueError: with a sentence, for what the config asks and can't be had, and for a loss that went wrong.
     """
     config = from_mapping(run.config()["config"])
-    set_seed(config.seed)
+    started = reporter.started_at
     source = model.fetch(config.model, config.revision, lambda text: reporter.status(message=text))
     tokenizer = load_tokenizer(source)
     reporter.status(message="reading rows")
-    prepared = prepare(config, tokenizer, limit=context_limit(source))
+    prepared = prepare(config, tokenizer, context_limit(source))
+    config = _with_checkpointing_settled(config, source)
     reporter.status(message="loading the base in 4 bits")
-    base = load_base(source, trainable=True)
+    base = load_base(source, trainable=True, packed=config.training.batching == "packed")
+    set_seed(config.seed)
     adapted = add_lora(base, config.lora)
-    trainable, total = adapted.get_nb_trainable_parameters()
-    facts = prepared.facts | {
-        "model": source.origin,
-        "model_sha256": source.sha256,
-        "dtype": str(compute_dtype()).removeprefix("torch."),
-        "trainable_parameters": trainable,
-        "total_parameters": total,
-    }
-    write_atomically(run.path / "facts.json", json.dumps(facts, indent=2) + "\n")
-    with headless(base) as head:
-        progress = Progress(reporter, config.training.steps or 0)
-        trainer = PackTrainer(adapted, head, prepared, arguments(config, run.path), progress)
-        trainer.evaluate()  # the base's own validation loss: the adapter's output is still 0
-        if not run.stop_requested():
-            trainer.train()
-            if trainer.state.global_step % config.training.validate_every_steps:
-                trainer.evaluate()
-    save_adapter(adapted, run.adapter)
-    if trainer.state.global_step < trainer.args.max_steps:
-        reporter.status(state="stopped")
+    with _head(base) as head:
+        if config.training.minutes is not None:
+            reporter.status(message="a short pilot: what fits into the time?")
+            config, prepared = _fit_to_time(run, config, adapted, head, prepared, tokenizer, source, started)
+        if is_main():
+            _write_facts(run, config, prepared, source, adapted)
+        trainer = make_trainer(run, config, adapted, head, prepared, tokenizer, reporter, started)
+        try:
+            _loop(run, trainer, reporter)
+        except Diverged as error:
+            raise ValueError(f"{error}: try a lower learning rate. {_keep_last_good(run)}") from error
+    if trainer.args.should_save:
+        finish_adapter(run, trainer, reporter)
+    done = trainer.state.global_step
+    reporter.status(**({"state": "stopped"} if run.stop_requested() and done < trainer.args.max_steps else {}))
 
 
 def prepare(config: TrainConfig, tokenizer: Any, limit: int) -> Prepared:
-    """Rows, split, encoded and packed. Raises ValueError where nothing is left to train on."""
-    rows = data.load_rows(config.data)
-    split = data.split_rows(rows.rows, config.holdout)
+    """Rows, split, encoded. Raises ValueError where nothing is left to train on."""
+    rows = data.load_rows(config.data, config.columns)
+    split = data.select(config, rows)
     chosen = template(tokenizer, config.encoding.template)
-    if not split.train:
-        raise ValueError(f"The split leaves none of the {len(rows.rows)} rows to train on: give more rows.")
-    budget = config.training.tokens_per_batch
-    limit = min(limit, budget)
-    train_rows = data.take(split.train, config.rows)
-    train = data.encode_rows(train_rows, chosen, config.encoding.max_length, limit)
-    held_out = data.take(split.validation, config.training.validation_rows)
-    validation = data.encode_rows(held_out, chosen, train.max_length, limit).examples if held_out else []
+    train, validation = data.encode_split(config, split, chosen, limit)
     facts = {
         "data": rows.source,
         "data_sha256": rows.sha256,
@@ -91,107 +96,135 @@ def prepare(config: TrainConfig, tokenizer: Any, limit: int) -> Prepared:
             "dropped": train.dropped,
         },
         "tokens": sum(len(e.ids) for e in train.examples),
-        "supervised_tokens": sum(len(e.ids) - e.prompt_length for e in train.examples),
+        "supervised_tokens": sum(e.supervised for e in train.examples),
     }
-    return Prepared(pack(train.examples, budget, config.seed), pack(validation, budget), facts)
+    return Prepared(train.examples, validation, facts)
 
 
-class PackTrainer(Trainer):
-    """transformers' Trainer over packs, with the chunked loss normalized by supervised tokens."""
-
-    control: TrainerControl
-
-    def __init__(
-        self, adapted: Any, head: Tensor, prepared: Prepared, args: TrainingArguments, progress: Progress
-    ) -> None:
-        super().__init__(
-            adapted,
-            args,
-            data_collator=collate,
-            train_dataset=prepared.train,
-            eval_dataset=prepared.validation,
-            callbacks=[progress],
-        )
-        self.remove_callback(PrinterCallback)
-        self.model_accepts_loss_kwargs = True  # compute_loss divides by the tokens of the whole accumulation itself
-        self.head = head
-        self.progress = progress
-
-    def compute_loss(
-        self,
-        model: Any,
-        inputs: dict[str, Tensor],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
-    ) -> Tensor:
-        """Mean -log p in nats over the supervised tokens of all micro-batches of this step."""
-        assert num_items_in_batch is not None and not return_outputs
-        self.progress.tokens += inputs["input_ids"].numel()
-        return summed_loss(*_split_head(supervised_hidden(model, inputs), self.head)) / num_items_in_batch
-
-    @torch.no_grad()
-    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Mean -log p over all supervised validation tokens; no logits are kept or gathered."""
-        if not self.eval_dataset:
-            return {}
-        was_training = self.model.training
-        self.model.eval()
-        total, count = 0.0, 0
-        for batch in self.get_eval_dataloader():
-            batch = self._prepare_inputs(batch)
-            with self.compute_loss_context_manager():
-                hidden, targets = supervised_hidden(self.model, batch)
-                total += summed_loss(hidden, self.head, targets).item()
-            count += len(targets)
-        self.model.train(was_training)
-        metrics = {"eval_loss": total / count}
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
-
-
-def _split_head(supervised: tuple[Tensor, Tensor], head: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    hidden, targets = supervised
-    return hidden, head, targets
-
-
-def arguments(config: TrainConfig, folder: Path) -> TrainingArguments:
-    """Our settings in the Trainer's words."""
+def make_trainer(
+    run: Run,
+    config: TrainConfig,
+    adapted: Any,
+    head: Tensor | None,
+    prepared: Prepared,
+    tokenizer: Any,
+    reporter: Reporter,
+    started: float,
+) -> PackTrainer:
+    """The trainer over this run's batches, with its number of steps settled."""
     training = config.training
-    dtype = compute_dtype()
-    return TrainingArguments(
-        output_dir=str(folder / "checkpoints"),
-        max_steps=training.steps or -1,
-        per_device_train_batch_size=1,  # a pack is a batch
-        per_device_eval_batch_size=1,
-        gradient_accumulation_steps=training.accumulation,
-        learning_rate=training.learning_rate,
-        lr_scheduler_type=training.schedule,
-        warmup_steps=training.warmup_steps,
-        optim=training.optimizer,
-        weight_decay=training.weight_decay,
-        max_grad_norm=training.max_grad_norm,
-        activation_checkpointing=training.checkpointing == "on",
-        activation_checkpointing_kwargs={"use_reentrant": False},
-        bf16=dtype == torch.bfloat16,
-        fp16=dtype == torch.float16,
-        use_cpu=not torch.cuda.is_available(),
-        dataloader_pin_memory=torch.cuda.is_available(),
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        eval_strategy="steps",
-        eval_steps=training.validate_every_steps,
-        save_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        seed=config.seed,
-    )
+    make = pack if training.batching == "packed" else group
+    batches: list[Batch] = make(prepared.train, training.tokens_per_batch, config.seed)
+    validation = make(prepared.validation, training.tokens_per_batch)
+    steps = training.steps or max(1, round((training.epochs or 1) * len(batches) / training.accumulation))
+    deadline = started + 60 * training.minutes if training.minutes is not None else None
+    progress = Progress(reporter, steps, deadline, _peak(config, adapted))
+    if training.accumulation % processes():
+        raise ValueError(
+            f"accumulation must be a multiple of the {processes()} processes, to keep the effective batch."
+        )
+    args = arguments(training, steps, run.path, config.seed)
+    pad_id = tokenizer.pad_token_id or 0
+    return PackTrainer(adapted, head, Data(batches, validation), args, training, pad_id, progress, run.path)
 
 
-def save_adapter(adapted: Any, target: Path) -> None:
-    """The adapter in PEFT's format, in a folder that appears only when it is whole."""
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".adapter-") as work:
-        hidden = Path(work) / "adapter"
-        adapted.save_pretrained(hidden, save_embedding_layers=False)
-        finish_folder(hidden, target)
+def _loop(run: Run, trainer: PackTrainer, reporter: Reporter) -> None:
+    """Train from the start, or from the last whole checkpoint with all that was known there."""
+    checkpoint = next(iter(run.checkpoints()), None)
+    if checkpoint is None:
+        reporter.rewind(-1)
+        trainer.evaluate()  # the base's own validation loss: the adapter's output is still 0
+    else:
+        step, _ = checkpoint
+        reporter.rewind(step)
+        looks = [event for event in run.metrics()[0] if event.get("validation_loss") is not None]
+        trainer.base_loss = looks[0]["validation_loss"] if looks else trainer.base_loss
+        reporter.status(message=f"resuming from step {step}")
+    if not run.stop_requested():
+        trainer.train(resume_from_checkpoint=str(checkpoint[1]) if checkpoint else None)
+        if trainer.state.global_step % trainer.args.eval_steps:
+            trainer.evaluate()
+
+
+def finish_adapter(run: Run, trainer: PackTrainer, reporter: Reporter) -> None:
+    """The best weights by validation loss (else the last ones) become run.adapter, whole or not at all."""
+    best, step = run.path / "best", trainer.state.best_global_step
+    if trainer.training.keep_best and is_whole(best) and step and step < trainer.state.global_step:
+        with tempfile.TemporaryDirectory(dir=run.path, prefix=".adapter-") as work:
+            hidden = Path(shutil.copytree(best, Path(work) / "adapter"))
+            finish_folder(hidden, run.adapter)
+    else:
+        step = trainer.state.global_step
+        save_adapter(trainer.model, run.adapter)
+    reporter.status(adapter_step=step, best_validation_loss=trainer.state.best_metric)
+
+
+def _keep_last_good(run: Run) -> str:
+    """After a loss that went wrong: the best weights, else the last checkpoint's, become the adapter."""
+    sources = [run.path / "best", *(folder for _, folder in run.checkpoints())]
+    for source in filter(is_whole, sources):
+        with tempfile.TemporaryDirectory(dir=run.path, prefix=".adapter-") as work:
+            hidden = Path(work) / "adapter"
+            hidden.mkdir()
+            for name in ("adapter_config.json", "adapter_model.safetensors"):
+                shutil.copy2(source / name, hidden)
+            finish_folder(hidden, run.adapter)
+        return "The last good weights are kept."
+    return "There were no earlier weights to keep."
+
+
+def _fit_to_time(
+    run: Run,
+    config: TrainConfig,
+    adapted: Any,
+    head: Tensor | None,
+    prepared: Prepared,
+    tokenizer: Any,
+    source: model.Source,
+    started: float,
+) -> tuple[TrainConfig, Prepared]:
+    """The config that fits its minutes; what a pilot chose before is kept when a run is resumed."""
+    if "chosen" in run.facts():
+        config = from_mapping(run.facts()["chosen"])
+    else:
+        assert head is not None and config.training.minutes is not None
+        deadline = started + 60 * config.training.minutes
+        validation_tokens = sum(len(e.ids) for e in prepared.validation)
+        config = pilot.fit_to_time(config, adapted, head, prepared.train, validation_tokens, deadline, compute_dtype())
+    return config, prepare(config, tokenizer, context_limit(source))
+
+
+def _with_checkpointing_settled(config: TrainConfig, source: model.Source) -> TrainConfig:
+    if config.training.checkpointing != "auto":
+        return config
+    return with_settings(config, {"checkpointing": "on" if needs_checkpointing(config, source) else "off"})
+
+
+def _write_facts(run: Run, config: TrainConfig, prepared: Prepared, source: model.Source, adapted: Any) -> None:
+    found = {
+        "model": source.origin,
+        "model_sha256": source.sha256,
+        "dtype": str(compute_dtype()).removeprefix("torch."),
+        "chosen": config.model_dump(),
+        "processes": processes(),
+    }
+    facts = prepared.facts | found | parameter_report(adapted)
+    write_atomically(run.path / "facts.json", json.dumps(facts, indent=2) + "\n")
+
+
+def _peak(config: TrainConfig, adapted: Any) -> float | None:
+    """Tokens a second at the GPU's own matrix rate: 4 operations a weight and token, 6 with recomputation."""
+    if not torch.cuda.is_available():
+        return None
+    operations = 6 if config.training.checkpointing == "on" else 4
+    return pilot.matrix_rate(compute_dtype()) / (operations * parameter_report(adapted)["total_parameters"])
+
+
+@contextmanager
+def _head(base: Any) -> Iterator[Tensor | None]:
+    """The output head for the chunked loss; None under FSDP, which shards it."""
+    if under_fsdp():
+        yield None
+    else:
+        with headless(base) as head:
+            yield head

@@ -101,7 +101,7 @@ def make_adapter(source: Any, folder: Path, seed: int) -> Path:
 
     from finetune.base import add_lora, load_base
     from finetune.config import Lora
-    from finetune.train import save_adapter
+    from finetune.trainer import save_adapter
 
     torch.manual_seed(seed)
     adapted = add_lora(load_base(source), Lora(r=4, alpha=8))

@@ -10,7 +10,7 @@ from finetune.base import add_lora, load_base, target_names
 from finetune.config import Lora
 from finetune.data import Example, Row
 from finetune.loss import headless, summed_loss, supervised_hidden
-from finetune.packing import collate
+from finetune.packing import collate_packed
 
 PACK = [
     Example(list(range(3, 60)), 10, Row("q", "", "a", "x")),
@@ -53,14 +53,14 @@ def gradients(adapted: Any, base: Any) -> dict[str, torch.Tensor]:
     adapted.train()
     adapted.zero_grad()
     with headless(base) as head:
-        hidden, targets = supervised_hidden(adapted, collate([PACK]))
+        hidden, targets = supervised_hidden(adapted, collate_packed([PACK]))
         summed_loss(hidden, head, targets).backward()
     return {name: p.grad.clone() for name, p in adapted.named_parameters() if p.grad is not None}
 
 
 def evaluate(adapted: Any) -> None:
     adapted.eval()
-    batch = collate([PACK])
+    batch = collate_packed([PACK])
     with torch.no_grad():
         adapted(**{k: v for k, v in batch.items() if k != "labels"}, use_cache=False)
 

@@ -3,7 +3,7 @@ from typing import Any
 import torch
 
 from finetune.data import Example, Row
-from finetune.packing import collate, pack
+from finetune.packing import collate_packed, pack
 
 ROW = Row("q", "", "a", "open_qa")
 
@@ -24,7 +24,7 @@ def test_every_example_is_packed_once_and_budgets_hold() -> None:
 
 def test_the_collated_pack_by_hand() -> None:
     first, second = Example([5, 6, 7], 1, ROW), Example([8, 9], 1, ROW)
-    batch = {name: tensor.tolist() for name, tensor in collate([[first, second]]).items()}
+    batch = {name: tensor.tolist() for name, tensor in collate_packed([[first, second]]).items()}
     assert batch == {
         "input_ids": [[5, 6, 7, 8, 9]],
         "labels": [[-100, 6, 7, -100, 9]],
@@ -35,7 +35,7 @@ def test_the_collated_pack_by_hand() -> None:
 
 def test_packed_logits_equal_those_of_each_example_alone(tiny_trainable: Any, tiny_base: Any) -> None:
     given = examples(31, 12, 40)
-    batch = collate([given])
+    batch = collate_packed([given])
     with torch.no_grad():
         packed = tiny_trainable(**{k: v for k, v in batch.items() if k != "labels"}, use_cache=False).logits[0]
         start = 0
@@ -51,7 +51,7 @@ def test_no_token_sees_another_example(tiny_trainable: Any) -> None:
     changed = two._replace(ids=list(reversed(two.ids)))
 
     def logits(*pack: Example) -> torch.Tensor:
-        batch = collate([list(pack)])
+        batch = collate_packed([list(pack)])
         found: torch.Tensor = tiny_trainable(
             **{k: v for k, v in batch.items() if k != "labels"}, use_cache=False
         ).logits[0]

@@ -10,17 +10,8 @@ from pathlib import Path
 import pytest
 from conftest import wait_for
 
-from finetune.run import (
-    Job,
-    Reporter,
-    Run,
-    create_job,
-    find_run,
-    finish_folder,
-    is_whole,
-    list_runs,
-    write_atomically,
-)
+from finetune.run import Job, Reporter, Run, create_job, find_run, list_runs
+from finetune.whole import finish_folder, is_whole, write_atomically
 
 HOLD = """
 import sys, time
