@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-import evaluation.answers
 from evaluation.answers import greedy_answers, prompts_of
 from evaluation.batches import Hooks, Item, run_batched
 from evaluation.cache import Cache, ids_key
 from evaluation.columns import Side
 from finetune.data import load_rows
 from finetune.prompt import template
+from inference.decode import decode
 from inference.lora import load_adapter
 
 
@@ -38,7 +38,8 @@ class Device:
 def test_out_of_memory_halves_the_batch_and_goes_on(error: Exception) -> None:
     lengths = [5, 40, 10, 20, 30, 10, 25]
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    device, told = Device(lengths, 100, error), []
+    told: list[int] = []
+    device = Device(lengths, 100, error)
     found = run_batched(order, lengths, 2, 400, device.work, None, [], Hooks(told.append))
     assert found.results == {Item(i, c): {"value": i * 10 + c} for i in range(7) for c in range(2)}
     assert found.budget <= 100 and told[0] == 0 and told[-1] == 7
@@ -67,7 +68,7 @@ def test_answers_survive_a_device_that_runs_full(
     sides = [Side(None, 0.0), Side(load_adapter(tiny_adapter, tiny_base), 1.0)]
     chosen = template(tiny_tokenizer)
     roomy = greedy_answers(tiny_base, chosen, rows, sides, 8)
-    real, sizes = evaluation.answers.decode, []
+    real, sizes = decode, []
 
     def full(base: Any, template_: Any, prompts: Any, *rest: Any) -> Any:
         if len(prompts) > 4:
@@ -75,7 +76,7 @@ def test_answers_survive_a_device_that_runs_full(
         sizes.append(len(prompts))
         return real(base, template_, prompts, *rest)
 
-    monkeypatch.setattr(evaluation.answers, "decode", full)
+    monkeypatch.setattr("evaluation.answers.decode", full)
     tight = greedy_answers(tiny_base, chosen, rows, sides, 8)
     assert tight.results == roomy.results and max(sizes) <= 4 and tight.budget <= 4
 
@@ -87,13 +88,13 @@ def test_both_columns_are_asked_the_same(
     rows = load_rows(None).rows[:5]
     sides = [Side(None, 0.0), Side(load_adapter(tiny_adapter, tiny_base), 1.0)]
     asked: list[tuple[list[list[int]], list[float]]] = []
-    real = evaluation.answers.decode
+    real = decode
 
     def spy(base: Any, template_: Any, prompts: Any, adapters: Any, *rest: Any) -> Any:
         asked.append((prompts, adapters[0].strengths))
         return real(base, template_, prompts, adapters, *rest)
 
-    monkeypatch.setattr(evaluation.answers, "decode", spy)
+    monkeypatch.setattr("evaluation.answers.decode", spy)
     chosen = template(tiny_tokenizer)
     greedy_answers(tiny_base, chosen, rows, sides, 4)
     ((prompts, strengths),) = asked
