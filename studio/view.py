@@ -94,13 +94,13 @@ def figures(answer: Answer | None) -> str:
 
 def score_table(report: EvalReport | None) -> pd.DataFrame:
     """The report's scores for people."""
-    columns = ["category", "metric", "examples", "base", "tuned", "change", "verdict"]
+    columns = ["category", "metric", "column", "examples", "base", "tuned", "change", "p", "verdict"]
     return pd.DataFrame(table(report.scores) if report else [], columns=columns)
 
 
 def score_chart(report: EvalReport | None, metric: str) -> go.Figure:
     """Bars of base and tuned by category; the whisker on tuned is the 95 % interval of its change from base."""
-    scores = [s for s in report.scores if s.metric == metric] if report else []
+    scores = [s for s in report.scores if s.metric == metric and s.column == report.columns[1]] if report else []
     names = ["overall" if s.category == OVERALL else s.category.replace("_", " ") for s in scores]
     whisker: dict[str, Any] = {
         "array": [s.high - s.difference for s in scores],
