@@ -1,5 +1,6 @@
 """The GPU's and this process' state at a moment, for the metrics of a run."""
 
+from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache
 from typing import Any
@@ -17,7 +18,7 @@ def sample() -> dict[str, float]:
     found: dict[str, float] = {}
     nvml, handle = _gpu()
     if nvml is not None:
-        readings = {
+        readings: dict[str, Callable[[], float]] = {
             "gpu_memory_bytes": lambda: nvml.nvmlDeviceGetMemoryInfo(handle).used,
             "gpu_utilization_percent": lambda: nvml.nvmlDeviceGetUtilizationRates(handle).gpu,
             "gpu_temperature_celsius": lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU),

@@ -71,8 +71,8 @@ def read_shapes(source: "Source") -> Shapes:
     gguf = {"gguf_file": source.gguf} if source.gguf else {}
     try:
         config = AutoConfig.from_pretrained(source.folder, **gguf)
-    except (OSError, KeyError) as error:
-        raise ValueError(f"The config of {source.origin} can't be read: {error}.") from error
+    except (OSError, KeyError, ValueError) as error:
+        raise ValueError(f"The config of {source.origin} can't be used: {error}.") from error
     return shapes_of(config)
 
 

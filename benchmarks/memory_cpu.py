@@ -1,0 +1,227 @@
+"""Predicted against measured peak memory of training: `python -m benchmarks.memory_cpu [--device cuda]`.
+
+Every configuration runs in a process of its own, through the trainer that a run uses: two optimizer steps on packs of
+exactly the token budget. On the CPU with SmolLM2-135M's weights, the peak is the process' largest resident size. On a
+GPU with random weights in Mistral-7B's and Llama-2-7B's shapes, which need no network and no files, it is what torch
+reserved. Writes benchmarks/results/memory_<device>.json, with the machine and the versions.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).resolve().parents[1]
+EXAMPLE = 128  # tokens of an example; Dolly's median is 136
+VERSIONS = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
+LLAMA_7B = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "vocab_size": 32000}
+CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "smollm2-135m": ("llama", {}),  # real weights, from finetune.model.fetch
+    "mistral-7b": ("mistral", LLAMA_7B | {"num_key_value_heads": 8, "intermediate_size": 14336}),
+    "llama-2-7b": ("llama", LLAMA_7B | {"num_key_value_heads": 32, "intermediate_size": 11008}),
+}
+CPU = [
+    ("smollm2-135m", tokens, checkpointing, r, optimizer, batching)
+    for tokens, checkpointing, r, optimizer, batching in [
+        (256, "off", 16, "adamw_torch_fused", "packed"),
+        (512, "off", 16, "adamw_torch_fused", "packed"),
+        (1024, "off", 16, "adamw_torch_fused", "packed"),
+        (2048, "off", 16, "adamw_torch_fused", "packed"),
+        (256, "on", 16, "adamw_torch_fused", "packed"),
+        (512, "on", 16, "adamw_8bit", "packed"),
+        (1024, "on", 16, "adamw_torch_fused", "packed"),
+        (2048, "on", 16, "adamw_torch_fused", "packed"),
+        (512, "off", 4, "adamw_torch_fused", "packed"),
+        (512, "off", 64, "adamw_torch_fused", "packed"),
+        (512, "on", 64, "adamw_torch_fused", "packed"),
+        (512, "off", 64, "adamw_8bit", "packed"),
+        (512, "off", 16, "adamw_torch_fused", "padded"),
+        (1024, "on", 4, "adamw_8bit", "padded"),
+    ]
+]
+CUDA = [
+    (model, tokens, checkpointing, r, optimizer, batching)
+    for model in ("mistral-7b", "llama-2-7b")
+    for tokens, checkpointing, r, optimizer, batching in [
+        (1024, "off", 16, "adamw_torch_fused", "packed"),
+        (4096, "off", 16, "adamw_torch_fused", "packed"),
+        (4096, "on", 16, "adamw_torch_fused", "packed"),
+        (8192, "on", 16, "adamw_torch_fused", "packed"),
+        (2048, "on", 64, "adamw_8bit", "packed"),
+        (2048, "on", 64, "paged_adamw_8bit", "packed"),
+        (2048, "off", 16, "adamw_torch_fused", "padded"),
+    ]
+]
+FIELDS = ("model", "tokens_per_batch", "checkpointing", "r", "optimizer", "batching")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--only", help="numbers of the configurations to run, such as 0,3; nothing is written")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        print(json.dumps(measure(json.loads(args.child), args.device)))
+        return
+    if args.device == "cuda" and not _cuda():
+        sys.exit("There is no CUDA device here: run it with --device cpu, or on a machine with a GPU.")
+    listed = CPU if args.device == "cpu" else CUDA
+    configs: list[dict[str, Any]] = [dict(zip(FIELDS, values, strict=True)) for values in listed]
+    chosen = [configs[int(number)] for number in args.only.split(",")] if args.only else configs
+    print(f"{'':60} {'predicted':>10} {'measured':>10} {'ratio':>6}   (MiB)")
+    rows: list[dict[str, Any]] = []
+    for config in chosen:
+        row: dict[str, Any] = config | _in_a_process(config, args.device)
+        rows.append(row)
+        label = " ".join(str(value) for value in config.values())
+        if "error" in row:
+            print(f"{label:60} {row['error']}", flush=True)
+            continue
+        predicted, measured = row["predicted_bytes"] / 2**20, row["measured_bytes"] / 2**20
+        print(f"{label:60} {predicted:10.0f} {measured:10.0f} {row['ratio']:6.3f}", flush=True)
+    ratios = [row["ratio"] for row in rows if "ratio" in row]
+    print(f"{len(ratios)} of {len(rows)} ran; predicted over measured: {min(ratios):.3f} to {max(ratios):.3f}")
+    if not args.only:
+        RESULTS.mkdir(exist_ok=True)
+        result = {"machine": machine(args.device), "ratio": [min(ratios), max(ratios)], "rows": rows}
+        (RESULTS / f"memory_{args.device}.json").write_text(json.dumps(result, indent=2) + "\n")
+
+
+def measure(values: dict[str, Any], device: str) -> dict[str, Any]:
+    """Train two steps in this process; predicted and measured peak in bytes, and the parts of the prediction."""
+    import torch
+
+    from finetune import model
+    from finetune.base import add_lora, compute_dtype, load_base
+    from finetune.config import TrainConfig, with_settings
+    from finetune.footprint import predict
+    from finetune.shapes import read_shapes, shapes_of
+
+    config = with_settings(TrainConfig(), values | {"steps": 2})
+    dtype = compute_dtype()
+    packed = config.training.batching == "packed"
+    if device == "cuda":
+        architecture = architecture_of(config.model)
+        shapes = shapes_of(architecture)
+        base = random_base(architecture, dtype, "cuda", packed)
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        source = model.fetch(config.model)
+        shapes = read_shapes(source)
+        base = load_base(source, trainable=True, packed=packed)
+    need = predict(config, shapes, dtype, device)
+    train_two_steps(config, base, add_lora(base, config.lora))
+    if device == "cuda":
+        measured, extra = torch.cuda.max_memory_reserved(), {"allocated_bytes": torch.cuda.max_memory_allocated()}
+    else:
+        measured, extra = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, {}
+    parts = asdict(need) | extra
+    return {
+        "predicted_bytes": need.total,
+        "measured_bytes": measured,
+        "ratio": round(need.total / measured, 3),
+        "dtype": str(dtype),
+        "parts": parts,
+    }
+
+
+def train_two_steps(config: Any, base: Any, adapted: Any) -> None:
+    """Through PackTrainer, as a run does."""
+    from finetune.data import Example, Row
+    from finetune.loss import headless
+    from finetune.progress import Progress
+    from finetune.run import Job, Reporter
+    from finetune.trainer import Data, PackTrainer, arguments
+
+    row = Row("", "", "", "")
+    ids = [3 + number % 97 for number in range(EXAMPLE)]
+    example = Example(ids, EXAMPLE // 2, row)
+    batches = [[example] * (config.training.tokens_per_batch // EXAMPLE)] * 2
+    with tempfile.TemporaryDirectory() as work, headless(base) as head:
+        folder = Path(work)
+        args = arguments(config.training, 2, folder, 0)
+        progress = Progress(Reporter(Job(folder)), 2)
+        PackTrainer(adapted, head, Data(batches, []), args, config.training, 0, progress, folder).train()
+
+
+def architecture_of(name: str) -> Any:
+    """transformers' config of that model, from the sizes above."""
+    from transformers import AutoConfig
+
+    kind, sizes = CONFIGS[name]
+    return AutoConfig.for_model(kind, **sizes, tie_word_embeddings=False)
+
+
+def random_base(architecture: Any, dtype: Any, device: str, packed: bool) -> Any:
+    """A frozen base of that architecture with random weights in NF4, quantized layer by layer: never whole in bf16."""
+    import torch
+    from bitsandbytes.nn import Linear4bit, Params4bit
+    from transformers import AutoModelForCausalLM
+
+    from finetune import attention
+
+    implementation = attention.register() if packed else "sdpa"
+    with torch.device("meta"):
+        base = AutoModelForCausalLM.from_config(architecture, dtype=dtype, attn_implementation=implementation)
+    head = base.get_output_embeddings()
+    for name, module in list(base.named_modules()):
+        if isinstance(module, torch.nn.Linear) and module is not head:
+            sizes = (module.in_features, module.out_features)
+            layer = Linear4bit(*sizes, bias=False, compute_dtype=dtype, quant_type="nf4", device="meta")
+            weight = torch.randn(sizes[1], sizes[0], dtype=dtype, device=device) * 0.02
+            layer.weight = Params4bit(weight.cpu(), requires_grad=False, quant_type="nf4").to(device)
+            layer.support_avx512bf16_for_cpu = False
+            base.set_submodule(name, layer)
+    for module in base.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if parameter.is_meta:
+                values = torch.full_like(parameter, 0.02, device=device)
+                setattr(module, name, torch.nn.Parameter(values, requires_grad=False))
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            if buffer.is_meta:
+                module.register_buffer(name, torch.rand_like(buffer, device=device), persistent=False)
+    base.is_loaded_in_4bit = True
+    return base.requires_grad_(False).eval()
+
+
+def machine(device: str) -> dict[str, Any]:
+    """What it was measured on."""
+    import torch
+
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    found: dict[str, Any] = {"cpu": cpu, "cores": os.cpu_count(), "capability": torch.backends.cpu.get_cpu_capability()}
+    found |= {"libc": " ".join(platform.libc_ver()), "python": platform.python_version()}
+    if device == "cuda":
+        found["gpu"] = torch.cuda.get_device_name()
+    return found | {name: version(name) for name in VERSIONS}
+
+
+def _in_a_process(config: dict[str, Any], device: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks.memory_cpu", "--device", device, "--child", json.dumps(config)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        return {"error": (done.stderr.strip().splitlines() or ["no message"])[-1][:200]}
+    result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return result
+
+
+def _cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+if __name__ == "__main__":
+    main()
