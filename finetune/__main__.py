@@ -1,4 +1,4 @@
-"""python -m finetune {train,plan,resume,runs,stop}: fine-tune from the terminal. Bad input: one sentence, exit code 2."""
+"""python -m finetune {train,plan,resume,runs,stop}, from the terminal. Bad input: one sentence, exit code 2."""
 
 import argparse
 import json
