@@ -8,7 +8,7 @@ import gradio as gr
 
 from finetune.config import TrainConfig
 from finetune.prompt import Turn
-from finetune.run import find_run
+from finetune.run import find_run, list_runs
 from inference.columns import BASE, Column
 from inference.decode import Answer
 from inference.engine import Engine
@@ -115,6 +115,8 @@ def _stream(
 ) -> Iterator[tuple[list[Answer], str]]:
     """Base and tuned of a run; base alone of the default model where there is no run yet."""
     histories = [_turns(chat) for chat in chats]
+    if run_id is None:  # asked before the page had filled its list: the newest is what it would have chosen
+        run_id = next((run.id for run in list_runs() if run.has_adapter()), None)
     if run_id is None:
         model = TrainConfig.model_fields["model"].default
         yield from engine.compare(model, None, "auto", [BASE], histories[:1], sampling, length)

@@ -136,7 +136,7 @@ def test_bad_input_is_a_sentence_on_the_page(page: Page, app: App, tmp_path: Pat
     page.locator("#model input").fill("smollm2-135m")
     page.keyboard.press("Enter")
     rows = tmp_path / "rows.jsonl"
-    rows.write_text('{"instruction": "only a question"}\n')
+    rows.write_text('{"instruction": "a", "response": "b"}\n{"instruction": "only a question", "response": ""}\n')
     page.get_by_text("Your own rows").click()
     page.locator("input[type=file]").set_input_files(rows)
     expect(page.get_by_text("rows.jsonl").first).to_be_visible()
