@@ -7,10 +7,10 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from finetune.prompt import Template
 from inference.lora import Placed, placed
+from inference.prefix import Prefix
 from inference.sampling import Sampler, Sampling
 
 StopReason = Literal["end", "length", "cancelled"]
@@ -81,6 +81,7 @@ def decode(
     sampling: Sampling,
     max_new_tokens: int,
     cancelled: Callable[[], bool] = lambda: False,
+    prefix: Prefix | None = None,
 ) -> Iterator[list[Answer]]:
     """Answers of all rows after every step, until each has ended.
 
@@ -92,15 +93,19 @@ def decode(
         sampling: how tokens are chosen.
         max_new_tokens: longest answer.
         cancelled: asked between steps; rows that go on then end as "cancelled".
+        prefix: what the last call left, to begin with as far as it fits, and where this call leaves its own.
     """
     started = time.perf_counter()
     device = next(base.parameters()).device
     rows = [_Row(template, max_new_tokens, started) for _ in prompts]
-    sampler = Sampler(sampling, device)
-    ids, mask = pad_left(prompts, template.tokenizer.pad_token_id, device)
-    cache = DynamicCache(config=base.config)
+    sampler = Sampler(sampling, device, prompts)
+    prefix = prefix or Prefix()
+    key = (id(base), tuple((id(adapter), tuple(strengths)) for adapter, strengths in adapters))
+    cache, known, mask, rest = prefix.start(base, prompts, key)
+    ids, own = pad_left(rest, template.tokenizer.pad_token_id, device)
     with placed(base, adapters):
         while True:
+            known, mask = torch.cat([known, ids], dim=1), torch.cat([mask, own], dim=1)  # [rows, slots]
             positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
             logits = base(
                 input_ids=ids,
@@ -110,6 +115,7 @@ def decode(
                 use_cache=True,
                 logits_to_keep=1,
             ).logits[:, -1]
+            prefix.keep(cache, known, mask, key)
             tokens = sampler.next(logits)
             for row, token in zip(rows, tokens.tolist(), strict=True):
                 row.add(token)
@@ -119,8 +125,8 @@ def decode(
             yield [row.answer() for row in rows]
             if all(row.stop for row in rows):
                 return
-            ids = tokens[:, None]
-            mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
+            prefix.drop()  # should the next step fail halfway, the cache is not to be trusted
+            ids, own = tokens[:, None], mask.new_ones(len(rows), 1)
 
 
 def pad_left(prompts: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:

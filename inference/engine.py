@@ -13,10 +13,13 @@ import torch
 
 from finetune import model
 from finetune.base import load_base, load_tokenizer
-from finetune.prompt import Turn, template
-from inference.columns import Column
+from finetune.prompt import Template, Turn, template
+from inference import apart
+from inference.columns import Column, Subject
 from inference.decode import Answer, decode
+from inference.lens import Lens, Score, cross, look
 from inference.lora import Adapter, Placed, load_adapter
+from inference.prefix import Prefix
 from inference.sampling import Sampling
 
 TICK_SECONDS = 0.08  # between two updates of a stream: browsers choke above about ten a second
@@ -31,10 +34,17 @@ class Loaded(NamedTuple):
 
 
 class Update(NamedTuple):
-    """One look at a comparison: an answer a column (none yet while something is being loaded), and what goes on."""
+    """One look at a comparison.
+
+    Attributes:
+        answers: one a column; none yet while something is being loaded.
+        message: what goes on, or what a person should know about these answers.
+        prompt_tokens: length of each column's prompt.
+    """
 
     answers: list[Answer]
     message: str
+    prompt_tokens: tuple[int, ...] = ()
 
 
 class Engine:
@@ -43,7 +53,8 @@ class Engine:
     def __init__(self) -> None:
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
         self._loaded: Loaded | None = None
-        self._adapters: dict[tuple[Path, int], Adapter] = {}
+        self._adapters: dict[Path, tuple[int, Adapter]] = {}
+        self.prefix = Prefix()
 
     def compare(
         self,
@@ -55,6 +66,7 @@ class Engine:
         sampling: Sampling,
         max_new_tokens: int,
         expected_sha256: str | None = None,
+        system: str = "",
     ) -> Iterator[Update]:
         """Stream the answers of `columns`, each to its own history, about ten updates a second.
 
@@ -67,26 +79,45 @@ class Engine:
             histories: the turns of each column, the last one without a response.
             sampling, max_new_tokens: see `decode`.
             expected_sha256: fingerprint of the weights that the adapters were trained on.
+            system: what stands before the turns; empty: the template's own.
 
         Raises:
             ValueError: the base can't be had or is not the expected one; an adapter is broken or does not fit.
         """
         state = _Shared()
+        asked = Subject(name, revision, template_id, expected_sha256)
 
         def work() -> None:
-            loaded = self._load(name, revision, state.say)
-            if expected_sha256 not in (None, loaded.source.sha256):
-                raise ValueError(f"The adapter was trained on other weights than {loaded.source.origin}: load those.")
-            chosen = template(loaded.tokenizer, template_id)
-            prompts = [chosen.encode_prompt(history) for history in histories]
-            adapters = self.place(columns)
-            state.say("")
-            for answers in decode(
-                loaded.base, chosen, prompts, adapters, sampling, max_new_tokens, state.cancel.is_set
-            ):
+            base, chosen = self._ready(asked, state.say)
+            prompts = [chosen.encode_prompt(history, system) for history in histories]
+            state.prompt_tokens = tuple(map(len, prompts))
+            for answers in self._decode(base, chosen, prompts, columns, sampling, max_new_tokens, state):
                 state.answers = answers
 
         yield from _watch(self._worker.submit(work), state)
+
+    def lens(self, asked: Subject, columns: Sequence[Column], history: Sequence[Turn], text: str) -> Lens:
+        """`text` as the answer to `history` under each column. Waits for its turn; raises as `compare` and `look`."""
+
+        def work() -> Lens:
+            base, chosen = self._ready(asked, lambda _: None)
+            ids = _answer_ids(chosen, text)
+            return look(base, chosen.encode_prompt(history), ids, self.place(columns), len(columns))
+
+        return self._worker.submit(work).result()
+
+    def cross(
+        self, asked: Subject, columns: Sequence[Column], history: Sequence[Turn], answers: Sequence[str]
+    ) -> list[list[Score]]:
+        """Each answer (of the columns, and a reference where there is one) under each column, [answers][columns]."""
+
+        def work() -> list[list[Score]]:
+            base, chosen = self._ready(asked, lambda _: None)
+            prompts = [chosen.encode_prompt(history)] * len(answers)
+            ids = [_answer_ids(chosen, answer) for answer in answers]
+            return cross(base, prompts, ids, self.place(columns), len(columns))
+
+        return self._worker.submit(work).result()
 
     def place(self, columns: Sequence[Column]) -> list[Placed]:
         """Each adapter once, with its strength on every row (a row is a column)."""
@@ -96,28 +127,61 @@ class Engine:
             for folder in folders
         ]
 
-    def _load(self, name: str, revision: str | None, say: Callable[[str], None]) -> Loaded:
-        source = model.fetch(name, revision, say)
-        if self._loaded is None or self._loaded.source != source:
-            self.unload_now()
-            say(f"Loading {name} in 4 bits")
-            self._loaded = Loaded(source, load_base(source), load_tokenizer(source))
-        return self._loaded
+    def release(self) -> "Future[None]":
+        """Give the memory back once the answers that wait are done; the next call loads again, and says so."""
+        return self._worker.submit(self.unload_now)
 
     def unload_now(self) -> None:
         """Give the memory back. Only on the worker, or before it has work."""
         self._loaded = None
         self._adapters.clear()
+        self.prefix.drop()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
+    def _decode(
+        self,
+        base: Any,
+        chosen: Template,
+        prompts: list[list[int]],
+        columns: Sequence[Column],
+        sampling: Sampling,
+        max_new_tokens: int,
+        state: "_Shared",
+    ) -> Iterator[list[Answer]]:
+        cancelled = state.cancel.is_set
+        if any(apart.is_apart(column) for column in columns):
+            state.say(apart.NOTICE)
+            return apart.decode_apart(base, chosen, prompts, columns, sampling, max_new_tokens, cancelled)
+        adapters = self.place(columns)
+        state.say("")
+        return decode(base, chosen, prompts, adapters, sampling, max_new_tokens, cancelled, self.prefix)
+
+    def _ready(self, asked: Subject, say: Callable[[str], None]) -> tuple[Any, Template]:
+        """The base in memory and its template, with the weights that were expected."""
+        source = model.fetch(asked.model, asked.revision, say)
+        if asked.sha256 not in (None, source.sha256):
+            raise ValueError(f"The adapter was trained on other weights than {source.origin}: load those.")
+        if self._loaded is None or self._loaded.source != source:
+            self.unload_now()
+            say(f"Loading {asked.model} in 4 bits")
+            self._loaded = Loaded(source, load_base(source), load_tokenizer(source))
+        return self._loaded.base, template(self._loaded.tokenizer, asked.template)
+
     def _adapter(self, folder: Path) -> Adapter:
+        """The adapter in that folder, read again when its file has changed."""
         assert self._loaded is not None
         weights = folder / "adapter_model.safetensors"
-        key = (folder, weights.stat().st_mtime_ns if weights.exists() else 0)
-        if key not in self._adapters:
-            self._adapters[key] = load_adapter(folder, self._loaded.base)
-        return self._adapters[key]
+        changed = weights.stat().st_mtime_ns if weights.exists() else 0
+        if folder not in self._adapters or self._adapters[folder][0] != changed:
+            self.prefix.drop()
+            self._adapters[folder] = (changed, load_adapter(folder, self._loaded.base))
+        return self._adapters[folder][1]
+
+
+def _answer_ids(chosen: Template, text: str) -> list[int]:
+    ids: list[int] = chosen.tokenizer(text.strip(), add_special_tokens=False).input_ids
+    return ids
 
 
 class _Shared:
@@ -126,6 +190,7 @@ class _Shared:
     def __init__(self) -> None:
         self.answers: list[Answer] = []
         self.message = "Waiting for the model"
+        self.prompt_tokens: tuple[int, ...] = ()
         self.cancel = threading.Event()
 
     def say(self, text: str) -> None:
@@ -137,9 +202,9 @@ def _watch(future: "Future[None]", state: _Shared) -> Iterator[Update]:
     future.add_done_callback(lambda _: done.set())
     try:
         while not done.wait(TICK_SECONDS):
-            yield Update(state.answers, state.message)
+            yield Update(state.answers, state.message, state.prompt_tokens)
         future.result()
-        yield Update(state.answers, "")
+        yield Update(state.answers, state.message, state.prompt_tokens)
     finally:
         state.cancel.set()
         future.cancel()

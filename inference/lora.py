@@ -69,10 +69,29 @@ def load_adapter(folder: Path, base: Any) -> Adapter:
         up = tensors[key.replace(".lora_A.", ".lora_B.")]
         rank = down.shape[0]
         scaling = config["lora_alpha"] / (rank**0.5 if config.get("use_rslora") else rank)
-        adapter[name] = LowRank(down.to(device, dtype), up.to(device, dtype), scaling)
+        # A copy, so that the file's pages, which safetensors maps into memory, are let go.
+        adapter[name] = LowRank(down.to(device, dtype), up.to(device, dtype, copy=True), scaling)
     if not adapter:
         raise ValueError(f"The adapter in {folder} holds no LoRA weights.")
-    return adapter
+    return _side_by_side(adapter)
+
+
+def _side_by_side(adapter: Adapter) -> Adapter:
+    """The same adapter with the downs of layers that share their input as views of one tensor [r…, in]."""
+    laid = dict(adapter)
+    for names in _groups(adapter):
+        joined = torch.cat([adapter[name].down for name in names])
+        downs = joined.split([adapter[name].down.shape[0] for name in names])
+        laid |= {name: adapter[name]._replace(down=down) for name, down in zip(names, downs, strict=True)}
+    return laid
+
+
+def _joined(downs: Sequence[Tensor]) -> Tensor:
+    """The downs as one tensor [r…, in]: without a copy where they lie side by side."""
+    whole = downs[0]._base
+    if whole is not None and len(whole) == sum(map(len, downs)) and all(down._base is whole for down in downs):
+        return whole
+    return torch.cat(list(downs))
 
 
 @contextmanager
@@ -129,7 +148,7 @@ class _SharedDown:
     """The down-projection of layers with the same input: computed at the first of them, kept until the last."""
 
     def __init__(self, layers: Sequence[LowRank], rows: slice, strengths: list[float], device: torch.device) -> None:
-        self.down = torch.cat([layer.down for layer in layers]).T if len(layers) > 1 else layers[0].down.T  # [in, r…]
+        self.down = _joined([layer.down for layer in layers]).T  # [in, r…]
         self.ranks = [layer.down.shape[0] for layer in layers]
         self.rows = rows
         self.strength = strengths[0] if len(set(strengths)) == 1 else 1.0  # else each row's, on the small product:

@@ -21,9 +21,8 @@ def theme() -> gr.themes.Base:
     )
 
 
-def build() -> gr.Blocks:
-    """The whole page, not yet launched."""
-    engine = Engine()
+def build(engine: Engine) -> gr.Blocks:
+    """The whole page, not yet launched, over that engine."""
     with gr.Blocks(title="Tandem", analytics_enabled=False) as page:
         gr.Markdown("# Tandem\nFine-tune a 4-bit model, and see what it changed.")
         with gr.Tab("Compare", id="compare"):

@@ -10,8 +10,7 @@ from finetune.config import TrainConfig
 from finetune.prompt import Turn
 from finetune.run import find_run, list_runs
 from inference.columns import BASE, Column
-from inference.decode import Answer
-from inference.engine import Engine
+from inference.engine import Engine, Update
 from inference.sampling import Sampling
 from studio import view
 from studio.form import offer_tuned
@@ -91,7 +90,7 @@ def _answerer(engine: Engine) -> Any:
         chats = [[*chat, {"role": "user", "content": escape(prompt, quote=False)}] for chat in (base_chat, tuned_chat)]
         try:
             sampling = Sampling(temperature=temperature, top_p=top_p, seed=int(seed))
-            for answers, message in _stream(engine, run_id, chats, sampling, int(length)):
+            for answers, message, _ in _stream(engine, run_id, chats, sampling, int(length)):
                 if not answers:
                     yield (*chats, message, message, "")
                     continue
@@ -99,7 +98,7 @@ def _answerer(engine: Engine) -> Any:
                     [*chat, {"role": "assistant", "content": escape(a.text, quote=False)}]
                     for chat, a in zip(chats, answers, strict=False)
                 ]
-                lines = [view.figures(a) for a in answers]
+                lines = [" · ".join(filter(None, (view.figures(a), message))) for a in answers]
                 if len(answers) == 1:
                     shown.append([])
                     lines.append("No tuned model yet: make one under Fine-tune.")
@@ -112,7 +111,7 @@ def _answerer(engine: Engine) -> Any:
 
 def _stream(
     engine: Engine, run_id: str | None, chats: list[list[Any]], sampling: Sampling, length: int
-) -> Iterator[tuple[list[Answer], str]]:
+) -> Iterator[Update]:
     """Base and tuned of a run; base alone of the default model where there is no run yet."""
     histories = [_turns(chat) for chat in chats]
     if run_id is None:  # asked before the page had filled its list: the newest is what it would have chosen

@@ -5,11 +5,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from conftest import wait_for
 
 from finetune.prompt import Turn
-from inference.columns import BASE, Column
+from inference.columns import BASE, Column, Subject
 from inference.engine import Engine, Update
 from inference.sampling import Sampling
 
@@ -62,3 +63,50 @@ def test_an_error_does_not_end_the_engine(tiny_model: Path) -> None:
     with pytest.raises(ValueError, match="There is no model"):
         list(compare(engine, Path("/no/such/model"), None))
     assert list(compare(engine, tiny_model, None, 2))[-1].answers
+
+
+def test_memory_and_threads_are_flat_over_200_starts_and_cancels(tiny_model: Path, tiny_adapter: Path) -> None:
+    engine, process = Engine(), psutil.Process()
+
+    def start_and_cancel(times: int) -> None:
+        for _ in range(times):
+            stream = compare(engine, tiny_model, tiny_adapter, 100_000)
+            while not next(stream).answers:
+                pass
+            stream.close()
+        engine._worker.submit(lambda: None).result()  # the last one has ended
+
+    start_and_cancel(20)
+    memory, threads = process.memory_info().rss, threading.active_count()
+    start_and_cancel(200)
+    assert threading.active_count() == threads
+    assert process.memory_info().rss - memory < 24 * 2**20  # a kept cache or thread an answer would be far more
+
+
+def test_memory_is_given_back_on_request_and_the_next_answer_loads_again(tiny_model: Path) -> None:
+    engine = Engine()
+    first = list(compare(engine, tiny_model, None))[-1]
+    assert engine._loaded is not None
+    engine.release().result()
+    assert engine._loaded is None and engine.prefix._cache is None and not engine._adapters
+    updates = list(compare(engine, tiny_model, None))
+    assert updates[-1].answers[0].text == first.answers[0].text
+
+
+def test_a_further_turn_reuses_the_engines_prefix(tiny_model: Path, tiny_adapter: Path) -> None:
+    engine = Engine()
+    first = list(compare(engine, tiny_model, tiny_adapter))[-1]
+    again = list(compare(engine, tiny_model, tiny_adapter))[-1]
+    assert engine.prefix.prefilled == [1, 1]
+    assert [a.text for a in again.answers] == [a.text for a in first.answers]
+    list(compare(engine, tiny_model, None))
+    assert engine.prefix.prefilled == [again.prompt_tokens[0]]
+
+
+def test_the_engine_looks_and_crosses(tiny_model: Path, tiny_adapter: Path) -> None:
+    engine, asked = Engine(), Subject(str(tiny_model))
+    columns, history = [BASE, Column("tuned", tiny_adapter)], [Turn("Name a bird.")]
+    lens = engine.lens(asked, columns, history, "The wren.")
+    (base, tuned), *_ = engine.cross(asked, columns, history, ["The wren.", "A robin."])
+    assert base.log_p == pytest.approx(sum(lens.log_p[0])) and tuned.log_p == pytest.approx(sum(lens.log_p[1]))
+    assert base.tokens == len(lens.ids) and max(lens.kl[1]) > 0
