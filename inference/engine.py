@@ -131,6 +131,13 @@ class Engine:
         """Give the memory back once the answers that wait are done; the next call loads again, and says so."""
         return self._worker.submit(self.unload_now)
 
+    def make_room(self) -> bool:
+        """For a run that is about to need the device: `release` on a GPU; on a CPU both fit. Returns whether it did."""
+        if self._loaded is None or self._loaded.base.device.type != "cuda":
+            return False
+        self.release()
+        return True
+
     def unload_now(self) -> None:
         """Give the memory back. Only on the worker, or before it has work."""
         self._loaded = None

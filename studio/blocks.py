@@ -28,7 +28,7 @@ def build(engine: Engine) -> gr.Blocks:
         with gr.Tab("Compare", id="compare"):
             compare.build(page, engine)
         with gr.Tab("Fine-tune", id="train"):
-            train.build(page)
+            train.build(page, engine)
         with gr.Tab("Evaluate", id="evaluate"):
             evaluate.build(page)
     return page

@@ -8,13 +8,14 @@ from finetune.config import fields, preset, preset_names
 from finetune.job import start_training
 from finetune.model import ALIASES
 from finetune.run import ENDED, Run, find_run
+from inference.engine import Engine
 from studio import view
 from studio.form import offer_runs, train_config
 
 FIRST_PRESET = "quick-demo"
 
 
-def build(page: gr.Blocks) -> None:
+def build(page: gr.Blocks, engine: Engine) -> None:
     """Wire the tab."""
     help_text = {name: info.description for name, info in fields().items()}
     first = preset(FIRST_PRESET)
@@ -58,7 +59,9 @@ def build(page: gr.Blocks) -> None:
     watched = [facts, status, loss, log, stop]
     hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     chosen.change(_fill, chosen, [model, rows, steps], **hidden)
-    start.click(_start, [chosen, model, rows, steps, data], run, api_name="train").then(_watch, run, watched, **hidden)
+    started = start.click(_start, [chosen, model, rows, steps, data], run, api_name="train")
+    started.success(lambda: _make_room(engine), None, None, **hidden)
+    started.then(_watch, run, watched, **hidden)
     stop.click(_stop, run, None, api_name="stop")
     run.change(_watch, run, watched, **hidden)
     run.focus(offer_runs, run, run, **hidden)
@@ -78,6 +81,11 @@ def _start(name: str, model: str, rows: float | None, steps: float | None, data:
     except ValueError as error:
         raise gr.Error(str(error), duration=None) from error
     return offer_runs(run.id)
+
+
+def _make_room(engine: Engine) -> None:
+    if engine.make_room():
+        gr.Info("The chat's model has left the GPU to the run. It is loaded again with your next prompt.")
 
 
 def _stop(run_id: str | None) -> None:
