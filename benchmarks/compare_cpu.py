@@ -6,7 +6,8 @@ Both sides answer the same prompt greedily with smollm2-135m in NF4 for the same
 `generate` within `disable_adapter()`, then `generate` with the adapter. Times are interleaved, and the ratio is taken
 within a repeat. Memory is the highest resident set between two tokens, less what it was before the base was loaded,
 each side in a process of its own: "held" once the allocator has returned what is free, "peak" as it stands.
-Bars: pair time at most 0.7 times (aim 0.5); memory held at most 1.05 times plus the adapter.
+Bars: pair time at most 0.7 times (aim 0.5); peak memory at most 1.05 times plus the adapter. What is held is shown
+beside it, and is no bar.
 """
 
 import argparse
@@ -55,8 +56,8 @@ def main() -> None:
         adapter = Path(folder) / "adapter"
         _make_adapter(adapter)
         result = _times(adapter, args.tokens, args.repeats) | _memories(adapter, args.tokens)
-    result["bars"] = {"time_ratio": TIME_BAR, "memory_ratio_held_less_adapter": MEMORY_BAR}
-    result["holds"] = result["time_ratio"] <= TIME_BAR and result["memory_ratio_held_less_adapter"] <= MEMORY_BAR
+    result["bars"] = {"time_ratio": TIME_BAR, "memory_ratio_peak_less_adapter": MEMORY_BAR}
+    result["holds"] = result["time_ratio"] <= TIME_BAR and result["memory_ratio_peak_less_adapter"] <= MEMORY_BAR
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))
