@@ -5,7 +5,7 @@ import json
 import sys
 from pathlib import Path
 
-from finetune import job, launch
+from finetune import job, launch, memory
 from finetune.flags import add_settings, chosen
 from finetune.run import Run, find_run, list_runs
 
@@ -14,6 +14,7 @@ PLAN = "What a run with these settings would train on, whether it fits into memo
 
 def main(arguments: list[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
+    memory.use_large_pages()
     try:
         result: int = args.run(args)
         return result

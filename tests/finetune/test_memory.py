@@ -1,11 +1,14 @@
 """Predicted memory: exact where it can be counted, and right in its direction where it can't."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from conftest import ROOT
 
 from finetune import footprint, memory
 from finetune.base import add_lora, load_base
@@ -173,6 +176,13 @@ def test_the_trainer_asks_for_auto(tiny_source: Any, monkeypatch: pytest.MonkeyP
     assert not memory.needs_checkpointing(config, tiny_source)
     monkeypatch.setattr(memory, "device", lambda: Device("cpu", GIB, 2**20))
     assert memory.needs_checkpointing(config, tiny_source)
+
+
+def test_a_run_asks_for_large_pages_before_torch_is_loaded() -> None:
+    look = "print('torch' in sys.modules, os.environ['THP_MEM_ALLOC_ENABLE'])"
+    code = f"import os, sys; from finetune.memory import use_large_pages; use_large_pages(); {look}"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.split() == ["False", "1"]
 
 
 def test_a_plan_survives_json(tiny_shapes: Shapes) -> None:
