@@ -25,7 +25,7 @@ RUNTIME_BYTES = {"cpu": 545 * 2**20, "cuda": 0}
 # The CUDA allocator's rounding and unused remainders of its blocks, as a share of what is asked of it.
 CUDA_FRAGMENTATION = 0.05
 # glibc's malloc rarely reuses the place of a freed tensor of aligned memory for the next one, so every layer leaves
-# holes, kept tensors or not: a share of what all layers save in a forward pass, measured with glibc 2.36 and large pages.
+# holes, kept tensors or not: a share of what all layers save in a pass, fitted to measurements with glibc 2.36.
 CPU_FRAGMENTATION = {"off": 0.75, "on": 0.45}
 
 
