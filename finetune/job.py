@@ -69,6 +69,7 @@ def reopen(run: Run) -> int:
     for _ in range(20):  # whoever looks at the run holds a shared lock for an instant
         if try_lock(lock):
             (run.path / "stop").unlink(missing_ok=True)
+            os.utime(run.path / "lock")  # it queues behind whoever waits already
             return lock
         time.sleep(0.05)
     os.close(lock)
@@ -150,10 +151,10 @@ def _stop_on_signals(job: Job) -> None:
 @contextmanager
 def _device(job: Job, reporter: Reporter) -> Iterator[bool]:
     """Yields True once the device is this job's, or False if it was asked to stop while it waited."""
-    created = (job.path / "config.json").stat().st_mtime_ns
+    came = (job.path / "lock").stat().st_mtime_ns  # when it was created, or taken up again
     waiting_room = runs_folder() / ".queue"
     waiting_room.mkdir(exist_ok=True)
-    ticket = waiting_room / f"{created:020d}-{os.getpid()}"
+    ticket = waiting_room / f"{came:020d}-{os.getpid()}"
     with ticket.open("w") as own, (runs_folder() / ".device").open("w") as device:
         fcntl.flock(own, fcntl.LOCK_EX)
         try:

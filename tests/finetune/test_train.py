@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from finetune.__main__ import main
 from finetune.base import load_base
 from finetune.config import TrainConfig, with_settings
-from finetune.job import start_training
+from finetune.job import resume_training, start_training
 from finetune.run import ENDED, Run, list_runs
 from inference.lora import Placed, load_adapter, placed
 
@@ -148,6 +148,22 @@ def test_runs_wait_for_each_other_in_order(tiny_model: Path, runs: Path) -> None
     assert second.status()["state"] == "finished"
     assert second.status()["updated_at"] <= third.status()["updated_at"]
     assert second.metrics()[0][-1]["time"] < third.metrics()[0][0]["time"]
+
+
+def test_a_resumed_run_queues_behind_those_that_wait(tiny_model: Path, runs: Path) -> None:
+    old = start(tiny_model, steps=100_000)
+    wait_for(lambda: old.status().get("step", 0) >= 1)
+    old.request_stop()
+    wait_for(lambda: old.status()["state"] == "stopped")
+    busy = start(tiny_model, steps=100_000)
+    wait_for(lambda: busy.status().get("step", 0) >= 1)
+    waiting = start(tiny_model, steps=1)
+    wait_for(lambda: waiting.status().get("ahead") is not None)
+    resume_training(old)
+    wait_for(lambda: old.status()["state"] == "queued" and old.status().get("ahead") == 1)
+    old.request_stop()
+    busy.request_stop()
+    wait_for(lambda: waiting.status()["state"] == "finished")
 
 
 def test_a_failure_is_told_in_a_sentence(tiny_model: Path, runs: Path) -> None:

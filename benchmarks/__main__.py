@@ -1,0 +1,21 @@
+"""python -m benchmarks [--data ROWS]: every CPU benchmark, one after the other, each in a process of its own."""
+
+import argparse
+import subprocess
+import sys
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", help="a file of Dolly rows, for the training benchmark")
+    data = parser.parse_args().data
+    commands = [["memory_cpu"], ["compare_cpu"], ["evaluate_cpu"]]
+    if data:
+        commands.append(["train_cpu", "--data", data])
+    return max(
+        subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *rest]).returncode for name, *rest in commands
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
