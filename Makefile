@@ -1,6 +1,7 @@
 # make app · make test · make check · make bench
 # All of them set the same virtual environment up first; it is remade when pyproject.toml or the lock changes.
 PYTHON ?= python3
+WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -12,8 +13,9 @@ export TOKENIZERS_PARALLELISM := false
 app: $(STAMP)
 	$(BIN)/python app.py
 
+# A worker to a core, each with one thread: most of a test's time is imports and small tensors, which use no second one.
 test: $(STAMP)
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxschedchunk 1 $(ARGS)
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -24,6 +24,11 @@ CHAT_TEMPLATE = (
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The slow tests first: with two workers, the last one to run then takes seconds, not minutes."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a random Llama: 2 layers, width 64, grouped heads, about 1,000 tokens of byte-level BPE."""
