@@ -228,7 +228,7 @@ def _peak(eager: bool) -> dict[str, float]:
     from finetune.base import add_lora, load_base
     from finetune.config import Lora
     from finetune.data import Example, Row
-    from finetune.loss import headless, summed_loss, supervised_hidden
+    from finetune.loss import headless, model_inputs, summed_loss, supervised_hidden
     from finetune.model import fetch
     from finetune.packing import collate_packed
 
@@ -239,7 +239,7 @@ def _peak(eager: bool) -> dict[str, float]:
     batch = collate_packed([[example]])
     loaded = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     if eager:
-        logits = adapted(**{name: t for name, t in batch.items() if name != "labels"}, use_cache=False).logits
+        logits = adapted(**model_inputs(batch), use_cache=False).logits
         torch.nn.functional.cross_entropy(logits[0, :-1].float(), batch["labels"][0, 1:]).backward()
     else:
         with headless(base) as head:

@@ -66,9 +66,13 @@ def supervised_hidden(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tenso
     """
     labels = batch["labels"][:, 1:]
     supervised = labels != IGNORED
-    inputs = {name: value for name, value in batch.items() if name != "labels"}
-    hidden = model(**inputs, use_cache=False).logits[:, :-1]
+    hidden = model(**model_inputs(batch), use_cache=False).logits[:, :-1]
     return hidden[supervised], labels[supervised]
+
+
+def model_inputs(batch: dict[str, Any]) -> dict[str, Any]:
+    """What of a collated batch the model's forward takes."""
+    return {name: value for name, value in batch.items() if name not in ("labels", "real_tokens")}
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import random
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -68,17 +68,48 @@ def collate_padded(batch: Sequence[Batch], pad_id: int) -> dict[str, Any]:
     }
 
 
-def collate_packed(batch: Sequence[Batch]) -> dict[str, Any]:
+class Fixed(NamedTuple):
+    """One shape for every pack of a run, for compiled layers: they are compiled once for each shape they meet."""
+
+    tokens: int
+    examples: int
+    longest: int
+
+    @classmethod
+    def of(cls, batches: Sequence[Batch], tokens_per_batch: int) -> "Fixed":
+        """The smallest shape that holds every one of `batches`, and a filling example besides."""
+        longest = max(len(e.ids) for batch in batches for e in batch)
+        sizes = [sum(len(e.ids) for e in batch) for batch in batches]
+        tokens = max(tokens_per_batch, *sizes)
+        filling = max(tokens - size for size in sizes)
+        return cls(tokens, max(map(len, batches)) + 1, max(longest, filling))
+
+
+def collate_packed(batch: Sequence[Batch], fixed: Fixed | None = None) -> dict[str, Any]:
     """One pack as tensors: input_ids, labels and position_ids, each [1, tokens]; cu_seq_lens_q [examples + 1].
 
-    The first token of an example is never a target, or the last of its neighbour would have to predict it.
+    The first token of an example is never a target, or the last of its neighbour would have to predict it. With
+    `fixed`, a last example without loss fills the pack, and empty ones make up the number. `max_length_q` and
+    `real_tokens`, which leaves the filling out, are ints.
     """
     (examples,) = batch
+    ids = [token for e in examples for token in e.ids]
+    labels = [label for e in examples for label in (IGNORED, *e.labels[1:])]
+    positions = [position for e in examples for position in range(len(e.ids))]
+    starts = [0, *accumulate(len(e.ids) for e in examples)]
+    longest = max(len(e.ids) for e in examples)
+    if fixed is not None:
+        filling = fixed.tokens - len(ids)
+        ids, labels, positions = ids + [0] * filling, labels + [IGNORED] * filling, [*positions, *range(filling)]
+        starts += [fixed.tokens] * (fixed.examples + 1 - len(starts))
+        longest = fixed.longest
     return {
-        "input_ids": torch.tensor([[token for e in examples for token in e.ids]]),
-        "labels": torch.tensor([[label for e in examples for label in (IGNORED, *e.labels[1:])]]),
-        "position_ids": torch.tensor([[position for e in examples for position in range(len(e.ids))]]),
-        "cu_seq_lens_q": torch.tensor([0, *accumulate(len(e.ids) for e in examples)], dtype=torch.int32),
+        "input_ids": torch.tensor([ids]),
+        "labels": torch.tensor([labels]),
+        "position_ids": torch.tensor([positions]),
+        "cu_seq_lens_q": torch.tensor(starts, dtype=torch.int32),
+        "max_length_q": longest,
+        "real_tokens": starts[len(examples)],
     }
 
 
@@ -87,12 +118,13 @@ def divide(batch: dict[str, Any], parts: int) -> list[dict[str, Any]]:
     if "cu_seq_lens_q" not in batch:
         rows = zip(*(tensor.chunk(parts) for tensor in batch.values()), strict=True)
         return [dict(zip(batch, tensors, strict=True)) for tensors in rows]
-    starts: list[int] = batch["cu_seq_lens_q"].tolist()
+    starts: list[int] = batch["cu_seq_lens_q"].unique().tolist()
     cuts = sorted({min(starts, key=lambda s: abs(s - starts[-1] * part / parts)) for part in range(parts + 1)})
     return [_between(batch, starts, start, end) for start, end in pairwise(cuts)]
 
 
 def _between(batch: dict[str, Any], starts: list[int], start: int, end: int) -> dict[str, Any]:
-    part = {name: tensor[:, start:end] for name, tensor in batch.items() if name != "cu_seq_lens_q"}
+    part = {name: batch[name][:, start:end] for name in ("input_ids", "labels", "position_ids")}
     within = [s - start for s in starts if start <= s <= end]
-    return part | {"cu_seq_lens_q": torch.tensor(within, dtype=torch.int32, device=batch["input_ids"].device)}
+    ends = torch.tensor(within, dtype=torch.int32, device=batch["input_ids"].device)
+    return part | {"cu_seq_lens_q": ends, "max_length_q": batch["max_length_q"], "real_tokens": end - start}

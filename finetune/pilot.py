@@ -38,7 +38,7 @@ def measure(
     train, validation = [], []
     adapted.train()
     for number, batch in enumerate(batches[: TRIALS + 1]):
-        inputs = {name: tensor.to(device) for name, tensor in collate([batch]).items()}
+        inputs = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in collate([batch]).items()}
         started = _now()
         with torch.autocast(device, dtype, enabled=dtype != torch.float32):
             hidden, targets = supervised_hidden(adapted, inputs)

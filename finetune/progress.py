@@ -7,7 +7,6 @@ from collections import deque
 from typing import Any
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -44,10 +43,9 @@ class Progress(TrainerCallback):
         self._marks: deque[tuple[float, int, int]] = deque(maxlen=WINDOW + 1)  # (time, step, tokens)
         self._bar = tqdm(total=max_steps, unit="step", desc="train", disable=not sys.stderr.isatty())
 
-    def count(self, batch: dict[str, Tensor]) -> None:
+    def count(self, batch: dict[str, Any]) -> None:
         """Note a micro-batch's tokens, padding left out."""
-        mask = batch.get("attention_mask")
-        self.tokens += int(batch["input_ids"].numel() if mask is None else mask.sum())
+        self.tokens += int(batch["real_tokens"] if "real_tokens" in batch else batch["attention_mask"].sum())
 
     def say(self, text: str) -> None:
         """A line for people: in the status, and in run.log."""

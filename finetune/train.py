@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import set_seed
 
-from finetune import data, model, pilot
+from finetune import compiling, data, model, pilot
 from finetune.base import (
     add_lora,
     compute_dtype,
@@ -22,7 +22,7 @@ from finetune.base import (
     parameter_report,
     under_fsdp,
 )
-from finetune.config import TrainConfig, from_mapping, with_settings
+from finetune.config import TrainConfig, Training, from_mapping, with_settings
 from finetune.launch import is_main, processes
 from finetune.loss import headless
 from finetune.memory import needs_checkpointing
@@ -123,6 +123,7 @@ def make_trainer(
         raise ValueError(
             f"accumulation must be a multiple of the {processes()} processes, to keep the effective batch."
         )
+    training = _with_compiling_settled(training, adapted, steps * training.accumulation)
     args = arguments(training, steps, run.path, config.seed)
     pad_id = tokenizer.pad_token_id or 0
     return PackTrainer(adapted, head, Data(batches, validation), args, training, pad_id, progress, run.path)
@@ -198,6 +199,18 @@ def _with_checkpointing_settled(config: TrainConfig, source: model.Source) -> Tr
     if config.training.checkpointing != "auto":
         return config
     return with_settings(config, {"checkpointing": "on" if needs_checkpointing(config, source) else "off"})
+
+
+def _with_compiling_settled(training: Training, adapted: Any, batches: int) -> Training:
+    """What compile "auto" means for so many micro-batches; where it is on, the layers are made ready for it."""
+    on = training.compile != "off" and compiling.possible(training)
+    if on and training.compile == "auto":
+        rate = pilot.matrix_rate(compute_dtype())
+        parameters = parameter_report(adapted)["total_parameters"]
+        on = compiling.worth_it(training, parameters, batches * training.tokens_per_batch, rate)
+    if on:
+        compiling.compile_layers(adapted)
+    return training.model_copy(update={"compile": "on" if on else "off"})
 
 
 def _write_facts(run: Run, config: TrainConfig, prepared: Prepared, source: model.Source, adapted: Any) -> None:

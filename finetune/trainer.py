@@ -12,12 +12,13 @@ from peft.optimizers import create_loraplus_optimizer
 from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerControl, TrainingArguments
 
+from finetune import compiling
 from finetune.base import compute_dtype
 from finetune.config import Training
 from finetune.data import IGNORED
 from finetune.launch import processes
-from finetune.loss import summed_loss, supervised_hidden
-from finetune.packing import Batch, collate_packed, collate_padded, divide
+from finetune.loss import model_inputs, summed_loss, supervised_hidden
+from finetune.packing import Batch, Fixed, collate_packed, collate_padded, divide
 from finetune.progress import Diverged, Progress
 from finetune.whole import finish_folder, seal
 
@@ -48,11 +49,12 @@ class PackTrainer(Trainer):  # the rest of the loop, its checkpoints and their r
         progress: Progress,
         folder: Path,
     ) -> None:
-        packed = training.batching == "packed"
+        plain = collate_packed if training.batching == "packed" else partial(collate_padded, pad_id=pad_id)
+        fixed = Fixed.of(batches.train, training.tokens_per_batch) if training.compile == "on" else None
         super().__init__(
             adapted,
             args,
-            data_collator=collate_packed if packed else partial(collate_padded, pad_id=pad_id),
+            data_collator=partial(collate_packed, fixed=fixed) if fixed else plain,
             train_dataset=batches.train,
             eval_dataset=batches.validation,
             callbacks=[progress],
@@ -60,6 +62,7 @@ class PackTrainer(Trainer):  # the rest of the loop, its checkpoints and their r
         self.remove_callback(PrinterCallback)
         self.model_accepts_loss_kwargs = True  # compute_loss divides by the tokens of the whole accumulation itself
         self.head, self.training, self.progress, self.folder = head, training, progress, folder
+        self.collate = plain  # validation batches keep their own shapes
         self.parts = 1  # slices of a micro-batch; doubled when memory runs out
         self.base_loss = math.inf
 
@@ -85,17 +88,22 @@ class PackTrainer(Trainer):  # the rest of the loop, its checkpoints and their r
         before = [None if p.grad is None else p.grad.clone() for p in self._trainable()]
         while True:
             try:
-                losses = [
-                    super(PackTrainer, self).training_step(model, part, num_items_in_batch)
-                    for part in divide(inputs, self.parts)
-                ]
-                return torch.stack(losses).sum()
+                return self._in_parts(model, inputs, num_items_in_batch)
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 if not out_of_memory(error) or self.accelerator.num_processes > 1:
                     raise
             self._use_smaller_slices(inputs)
             for parameter, gradient in zip(self._trainable(), before, strict=True):
                 parameter.grad = None if gradient is None else gradient.clone()
+
+    def _in_parts(self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Tensor | int | None) -> Tensor:
+        if self.parts == 1:
+            return super().training_step(model, inputs, num_items_in_batch)
+        with compiling.as_written():  # slices have shapes of their own
+            losses = [
+                super(PackTrainer, self).training_step(model, p, num_items_in_batch) for p in divide(inputs, self.parts)
+            ]
+        return torch.stack(losses).sum()
 
     @torch.no_grad()
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
@@ -106,8 +114,8 @@ class PackTrainer(Trainer):  # the rest of the loop, its checkpoints and their r
         self.model.eval()
         sums = torch.zeros(2, dtype=torch.float64, device=self.args.device)
         for examples in self.eval_dataset[self.args.process_index :: self.args.world_size]:
-            batch = self._prepare_inputs(self.data_collator([examples]))
-            with self.accelerator.autocast():
+            batch = self._prepare_inputs(self.collate([examples]))
+            with self.accelerator.autocast(), compiling.as_written():
                 sums[0] += self._summed(self.model, batch)
             sums[1] += (batch["labels"][:, 1:] != IGNORED).sum()
         total, count = self.accelerator.reduce(sums).tolist()
@@ -145,7 +153,7 @@ class PackTrainer(Trainer):  # the rest of the loop, its checkpoints and their r
 
     def _summed(self, model: Any, batch: dict[str, Tensor]) -> Tensor:
         if self.head is None:  # FSDP shards the head, so the model applies it itself
-            logits = model(**{name: t for name, t in batch.items() if name != "labels"}, use_cache=False).logits
+            logits = model(**model_inputs(batch), use_cache=False).logits
             labels = batch["labels"][:, 1:].flatten()
             return nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels, reduction="sum")
         hidden, targets = supervised_hidden(model, batch)

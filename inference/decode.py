@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from finetune.prompt import Template
+from inference.captured import Captures, Step
 from inference.lora import Placed, placed
 from inference.prefix import Prefix
 from inference.sampling import Sampler, Sampling
@@ -82,6 +83,7 @@ def decode(
     max_new_tokens: int,
     cancelled: Callable[[], bool] = lambda: False,
     prefix: Prefix | None = None,
+    captures: Captures | None = None,
 ) -> Iterator[list[Answer]]:
     """Answers of all rows after every step, until each has ended.
 
@@ -94,6 +96,7 @@ def decode(
         max_new_tokens: longest answer.
         cancelled: asked between steps; rows that go on then end as "cancelled".
         prefix: what the last call left, to begin with as far as it fits, and where this call leaves its own.
+        captures: the step of the last call, to be used again where it fits; None: nothing is captured.
     """
     started = time.perf_counter()
     device = next(base.parameters()).device
@@ -103,30 +106,31 @@ def decode(
     key = (id(base), tuple((id(adapter), tuple(strengths)) for adapter, strengths in adapters))
     cache, known, mask, rest = prefix.start(base, prompts, key)
     ids, own = pad_left(rest, template.tokenizer.pad_token_id, device)
-    with placed(base, adapters):
-        while True:
-            known, mask = torch.cat([known, ids], dim=1), torch.cat([mask, own], dim=1)  # [rows, slots]
-            positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-            logits = base(
-                input_ids=ids,
-                attention_mask=mask,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            ).logits[:, -1]
-            prefix.keep(cache, known, mask, key)
-            tokens = sampler.next(logits)
-            for row, token in zip(rows, tokens.tolist(), strict=True):
-                row.add(token)
-            if cancelled():
-                for row in rows:
-                    row.stop = row.stop or "cancelled"
-            yield [row.answer() for row in rows]
-            if all(row.stop for row in rows):
-                return
-            prefix.drop()  # should the next step fail halfway, the cache is not to be trusted
-            ids, own = tokens[:, None], mask.new_ones(len(rows), 1)
+    known, mask = torch.cat([known, ids], dim=1), torch.cat([mask, own], dim=1)  # [rows, slots]
+    with placed(base, adapters) as parts:
+        logits = Step(base, cache)(ids, mask)
+        step = captures.step(base, cache, mask, max_new_tokens, key, parts) if captures else Step(base, cache)
+        whole = True
+        try:
+            while True:
+                tokens = sampler.next(logits)
+                for row, token in zip(rows, tokens.tolist(), strict=True):
+                    row.add(token)
+                if cancelled():
+                    for row in rows:
+                        row.stop = row.stop or "cancelled"
+                yield [row.answer() for row in rows]
+                if all(row.stop for row in rows):
+                    return
+                whole = False  # should the next step fail halfway, the cache is not to be trusted
+                ids = tokens[:, None]
+                known, mask = torch.cat([known, ids], dim=1), torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
+                logits = step(ids, mask)
+                whole = True
+        finally:
+            if whole:
+                step.give_back()
+                prefix.keep(cache, known, mask, key)
 
 
 def pad_left(prompts: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ from finetune import model
 from finetune.base import load_base, load_tokenizer
 from finetune.prompt import Template, Turn, template
 from inference import apart
+from inference.captured import Captures
 from inference.columns import Column, Subject
 from inference.decode import Answer, decode
 from inference.lens import Lens, Score, cross, look
@@ -55,6 +56,7 @@ class Engine:
         self._loaded: Loaded | None = None
         self._adapters: dict[Path, tuple[int, Adapter]] = {}
         self.prefix = Prefix()
+        self.captures = Captures()
 
     def compare(
         self,
@@ -143,6 +145,7 @@ class Engine:
         self._loaded = None
         self._adapters.clear()
         self.prefix.drop()
+        self.captures.drop()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
@@ -162,7 +165,8 @@ class Engine:
             return apart.decode_apart(base, chosen, prompts, columns, sampling, max_new_tokens, cancelled)
         adapters = self.place(columns)
         state.say("")
-        return decode(base, chosen, prompts, adapters, sampling, max_new_tokens, cancelled, self.prefix)
+        captures = self.captures if base.device.type == "cuda" else None
+        return decode(base, chosen, prompts, adapters, sampling, max_new_tokens, cancelled, self.prefix, captures)
 
     def _ready(self, asked: Subject, say: Callable[[str], None]) -> tuple[Any, Template]:
         """The base in memory and its template, with the weights that were expected."""
@@ -182,6 +186,7 @@ class Engine:
         changed = weights.stat().st_mtime_ns if weights.exists() else 0
         if folder not in self._adapters or self._adapters[folder][0] != changed:
             self.prefix.drop()
+            self.captures.drop()
             self._adapters[folder] = (changed, load_adapter(folder, self._loaded.base))
         return self._adapters[folder][1]
 

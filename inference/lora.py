@@ -95,8 +95,8 @@ def _joined(downs: Sequence[Tensor]) -> Tensor:
 
 
 @contextmanager
-def placed(base: nn.Module, adapters: Sequence[Placed]) -> Iterator[None]:
-    """Within it `base` answers with those adapters on its rows.
+def placed(base: nn.Module, adapters: Sequence[Placed]) -> Iterator[object]:
+    """Within it `base` answers with those adapters on its rows; yields what holds the tensors that they are made of.
 
     Raises:
         ValueError: an adapter has layers that the base has not.
@@ -119,7 +119,7 @@ def placed(base: nn.Module, adapters: Sequence[Placed]) -> Iterator[None]:
             except AttributeError as error:
                 raise ValueError(f"The adapter does not fit this base: it has no layer {name}.") from error
             handles.append(module.register_forward_hook(_adding(terms)))
-        yield
+        yield parts
     finally:
         for handle in handles:
             handle.remove()

@@ -9,7 +9,7 @@ import torch
 from finetune.base import add_lora, load_base, target_names
 from finetune.config import Lora
 from finetune.data import Example, Row
-from finetune.loss import headless, summed_loss, supervised_hidden
+from finetune.loss import headless, model_inputs, summed_loss, supervised_hidden
 from finetune.packing import collate_packed
 
 PACK = [
@@ -62,7 +62,7 @@ def evaluate(adapted: Any) -> None:
     adapted.eval()
     batch = collate_packed([PACK])
     with torch.no_grad():
-        adapted(**{k: v for k, v in batch.items() if k != "labels"}, use_cache=False)
+        adapted(**model_inputs(batch), use_cache=False)
 
 
 def start(source: Any) -> tuple[Any, Any]:

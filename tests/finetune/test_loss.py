@@ -5,7 +5,7 @@ import torch
 
 from finetune import loss
 from finetune.data import Example, Row
-from finetune.loss import headless, summed_loss, supervised_hidden, token_losses
+from finetune.loss import headless, model_inputs, summed_loss, supervised_hidden, token_losses
 from finetune.packing import collate_packed
 
 ROW = Row("q", "", "a", "open_qa")
@@ -28,7 +28,7 @@ def test_value_and_gradient_equal_eager_cross_entropy(chunk: int, monkeypatch: p
 
 def test_it_is_the_models_own_loss(tiny_trainable: Any) -> None:
     batch = collate_packed([[Example([5, 6, 7, 8, 9], 2, ROW), Example([10, 11, 12], 1, ROW)]])
-    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+    inputs = model_inputs(batch)
     with torch.no_grad():
         logits = tiny_trainable(**inputs, use_cache=False).logits[0, :-1]
         expected = torch.nn.functional.cross_entropy(logits, batch["labels"][0, 1:], ignore_index=-100, reduction="sum")

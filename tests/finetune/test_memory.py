@@ -82,6 +82,7 @@ def test_saved_tensors_of_a_layer_are_counted_to_the_byte(tiny_source: Any, tiny
             input_ids=torch.arange(tokens)[None] % 90 + 3,
             position_ids=torch.arange(tokens // 2).repeat(2)[None],
             cu_seq_lens_q=torch.tensor([0, tokens // 2, tokens], dtype=torch.int32),
+            max_length_q=tokens,
         )
     a_token = footprint.saved_bytes_a_token(settings(r=4, targets=targets), tiny_shapes, torch.float32, "cpu")
     parameters = {p.untyped_storage().data_ptr() for p in adapted.parameters()}

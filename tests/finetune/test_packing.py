@@ -3,7 +3,8 @@ from typing import Any
 import torch
 
 from finetune.data import Example, Row
-from finetune.packing import collate_packed, pack
+from finetune.loss import headless, model_inputs, summed_loss, supervised_hidden
+from finetune.packing import Fixed, collate_packed, pack
 
 ROW = Row("q", "", "a", "open_qa")
 
@@ -24,7 +25,9 @@ def test_every_example_is_packed_once_and_budgets_hold() -> None:
 
 def test_the_collated_pack_by_hand() -> None:
     first, second = Example([5, 6, 7], 1, ROW), Example([8, 9], 1, ROW)
-    batch = {name: tensor.tolist() for name, tensor in collate_packed([[first, second]]).items()}
+    collated = collate_packed([[first, second]])
+    assert (collated.pop("max_length_q"), collated.pop("real_tokens")) == (3, 5)
+    batch = {name: tensor.tolist() for name, tensor in collated.items()}
     assert batch == {
         "input_ids": [[5, 6, 7, 8, 9]],
         "labels": [[-100, 6, 7, -100, 9]],
@@ -33,11 +36,35 @@ def test_the_collated_pack_by_hand() -> None:
     }
 
 
+def test_a_pack_of_fixed_shape_by_hand() -> None:
+    first, second, third = Example([5, 6, 7], 1, ROW), Example([8, 9], 1, ROW), Example([4, 4, 4, 4], 2, ROW)
+    packs = [[first, second], [third]]
+    fixed = Fixed.of(packs, 8)
+    assert fixed == (8, 3, 4)  # room for a filling example in the pack of two; the third is the longest
+    batch = collate_packed([packs[0]], fixed)
+    assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 9, 0, 0, 0]]
+    assert batch["labels"].tolist() == [[-100, 6, 7, -100, 9, -100, -100, -100]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1, 0, 1, 2]]
+    assert batch["cu_seq_lens_q"].tolist() == [0, 3, 5, 8]
+    assert (batch["max_length_q"], batch["real_tokens"]) == (4, 5)
+    assert collate_packed([packs[1]], fixed)["cu_seq_lens_q"].tolist() == [0, 4, 8, 8]
+
+
+def test_filling_changes_no_loss(tiny_trainable: Any) -> None:
+    given = examples(31, 12, 40)
+    with torch.no_grad(), headless(tiny_trainable) as head:
+        losses = []
+        for fixed in (None, Fixed(128, 6, 45)):
+            hidden, targets = supervised_hidden(tiny_trainable, collate_packed([given], fixed))
+            losses.append(summed_loss(hidden, head, targets))
+    assert torch.allclose(losses[0], losses[1], rtol=1e-5)
+
+
 def test_packed_logits_equal_those_of_each_example_alone(tiny_trainable: Any, tiny_base: Any) -> None:
     given = examples(31, 12, 40)
     batch = collate_packed([given])
     with torch.no_grad():
-        packed = tiny_trainable(**{k: v for k, v in batch.items() if k != "labels"}, use_cache=False).logits[0]
+        packed = tiny_trainable(**model_inputs(batch), use_cache=False).logits[0]
         start = 0
         for example in given:
             alone = tiny_base(torch.tensor([example.ids])).logits[0]
@@ -52,9 +79,7 @@ def test_no_token_sees_another_example(tiny_trainable: Any) -> None:
 
     def logits(*pack: Example) -> torch.Tensor:
         batch = collate_packed([list(pack)])
-        found: torch.Tensor = tiny_trainable(
-            **{k: v for k, v in batch.items() if k != "labels"}, use_cache=False
-        ).logits[0]
+        found: torch.Tensor = tiny_trainable(**model_inputs(batch), use_cache=False).logits[0]
         return found
 
     with torch.no_grad():
