@@ -1,9 +1,10 @@
 """Predicted against measured peak memory of training: `python -m benchmarks.memory_cpu [--device cuda]`.
 
-Every configuration runs in a process of its own, through the trainer that a run uses: two optimizer steps on packs of
-exactly the token budget. On the CPU, with SmolLM2-135M's weights, the peak is the process' largest resident size. On a
-GPU with random weights in Mistral-7B's and Llama-2-7B's shapes, which need no network and no files, it is what torch
-reserved. Writes benchmarks/results/memory_<device>.json, with the machine and the versions.
+Every configuration takes two optimizer steps on packs of exactly the token budget, through the trainer that a run uses.
+On the CPU, with SmolLM2-135M's weights, each has a process of its own, and the peak is its largest resident size. On a
+GPU with random weights in Mistral-7B's and Llama-2-7B's shapes, which need no network and no files, they run one after
+the other on one base, and the peak is what torch reserved since the one before was cleared away. Writes
+benchmarks/results/memory_<device>.json, with the machine and the versions.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -81,7 +83,7 @@ def main() -> None:
     parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        print(json.dumps(measure(json.loads(args.child), args.device)))
+        print(json.dumps(measure_on_cpu(json.loads(args.child))))
         return
     import torch
 
@@ -93,8 +95,11 @@ def main() -> None:
     file = RESULTS / f"memory_{args.device}.json"
     kept = json.loads(file.read_text())["rows"] if file.exists() and (args.predict or args.only) else []
     rows = {json.dumps({name: row[name] for name in FIELDS}): row for row in kept}
-    for config in [] if args.predict else [configs[number] for number in chosen]:
-        rows[json.dumps(config)] = config | _in_a_process(config, args.device)
+    todo = [] if args.predict else [configs[number] for number in chosen]
+    if args.device == "cpu":
+        rows |= {json.dumps(config): config | _in_a_process(config) for config in todo}
+    else:
+        rows |= {json.dumps(config): config | peaks for config, peaks in zip(todo, measure_on_gpu(todo), strict=True)}
     write(file, args.device, list(rows.values()))
 
 
@@ -135,33 +140,68 @@ def prediction(values: dict[str, Any], device: str, dtype: str) -> dict[str, Any
     return {"predicted_bytes": need.total, "parts": asdict(need)}
 
 
-def measure(values: dict[str, Any], device: str) -> dict[str, Any]:
+def measure_on_cpu(values: dict[str, Any]) -> dict[str, Any]:
     """Train two steps in this process; its peak in bytes."""
     memory.use_large_pages()  # as a run does
-    import torch
 
     from finetune import model
     from finetune.base import add_lora, compute_dtype, load_base
     from finetune.config import TrainConfig, with_settings
 
     config = with_settings(TrainConfig(), values | {"steps": 2})
-    dtype = compute_dtype()
-    packed = config.training.batching == "packed"
-    if device == "cuda":
-        base = random_base(architecture_of(config.model), dtype, "cuda", packed)
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-    else:
-        base = load_base(model.fetch(config.model), trainable=True, packed=packed)
+    base = load_base(model.fetch(config.model), trainable=True, packed=config.training.batching == "packed")
     train_two_steps(config, base, add_lora(base, config.lora))
-    if device == "cuda":
-        peaks = {
-            "measured_bytes": torch.cuda.max_memory_reserved(),
-            "allocated_bytes": torch.cuda.max_memory_allocated(),
-        }
-    else:
-        peaks = {"measured_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
-    return peaks | {"dtype": str(dtype)}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {"measured_bytes": peak, "dtype": str(compute_dtype())}
+
+
+def measure_on_gpu(configs: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Train two steps of each; its peak in bytes."""
+    import torch
+
+    from finetune import attention
+    from finetune.base import add_lora, compute_dtype
+    from finetune.config import TrainConfig, with_settings
+
+    dtype, loaded = compute_dtype(), ""
+    base: Any = None
+    for values in configs:
+        config = with_settings(TrainConfig(), values | {"steps": 2, "compile": "off"})
+        if loaded != config.model:
+            del base
+            free_memory()
+            base, loaded = random_base(architecture_of(config.model), dtype, "cuda", True), config.model
+        base.set_attn_implementation(attention.register() if config.training.batching == "packed" else "sdpa")
+        free_memory()
+        try:
+            adapted = add_lora(base, config.lora)
+            train_two_steps(config, base, adapted)
+            reserved, allocated = torch.cuda.max_memory_reserved(), torch.cuda.max_memory_allocated()
+            yield {"measured_bytes": reserved, "allocated_bytes": allocated, "dtype": str(dtype)}
+        except Exception as error:  # a configuration that fails must not cost the others
+            yield {"error": f"{type(error).__name__}: {error}"[:300]}
+        base = remove_lora(adapted)
+
+
+def remove_lora(adapted: Any) -> Any:
+    """The bare base again, its layers uncompiled and without checkpointing."""
+    base = adapted.unload()
+    vars(base).pop("peft_config", None)
+    base.gradient_checkpointing_disable()
+    for module in base.modules():
+        module._compiled_call_impl = None
+    return base.requires_grad_(False)
+
+
+def free_memory() -> None:
+    """Back to what is alive, and the peaks count anew."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
 
 
 def train_two_steps(config: Any, base: Any, adapted: Any) -> None:
@@ -208,7 +248,7 @@ def random_base(architecture: Any, dtype: Any, device: str, packed: bool) -> Any
             sizes = (module.in_features, module.out_features)
             layer = Linear4bit(*sizes, bias=False, compute_dtype=dtype, quant_type="nf4", device="meta")
             weight = torch.randn(sizes[1], sizes[0], dtype=dtype, device=device) * 0.02
-            layer.weight = Params4bit(weight.cpu(), requires_grad=False, quant_type="nf4").to(device)
+            layer.weight = Params4bit(weight, requires_grad=False, quant_type="nf4").to(device)
             layer.support_avx512bf16_for_cpu = False
             base.set_submodule(name, layer)
     for module in base.modules():
@@ -236,8 +276,8 @@ def machine(device: str) -> dict[str, Any]:
     return found | {name: version(name) for name in VERSIONS}
 
 
-def _in_a_process(config: dict[str, Any], device: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", "benchmarks.memory_cpu", "--device", device, "--child", json.dumps(config)]
+def _in_a_process(config: dict[str, Any]) -> dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks.memory_cpu", "--child", json.dumps(config)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         return {"error": (done.stderr.strip().splitlines() or ["no message"])[-1][:200]}
