@@ -185,11 +185,12 @@ def measure_on_gpu(configs: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 def remove_lora(adapted: Any) -> Any:
     """The bare base again, its layers uncompiled and without checkpointing."""
+    from finetune.compiling import uncompile_layers
+
     base = adapted.unload()
     vars(base).pop("peft_config", None)
     base.gradient_checkpointing_disable()
-    for module in base.modules():
-        module._compiled_call_impl = None
+    uncompile_layers(base)
     return base.requires_grad_(False)
 
 
