@@ -59,7 +59,7 @@ def write_checkpoint(folder: Path, architecture: Any) -> None:
     architecture.architectures = ["MistralForCausalLM"]
     architecture.dtype = torch.bfloat16
     architecture.save_pretrained(folder)
-    index = {}
+    index: dict[str, str] = {}
     for number, shard in enumerate(_shards(architecture)):
         name = f"model-{number:05d}.safetensors"
         save_file(shard, folder / name, {"format": "pt"})

@@ -3,8 +3,9 @@
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import set_seed
 
-from finetune import compiling, data, model, pilot
+from finetune import compiling, data, datareport, model, pilot
 from finetune.base import (
     add_lora,
     compute_dtype,
@@ -35,11 +36,12 @@ from finetune.whole import finish_folder, is_whole, write_atomically
 
 
 class Prepared(NamedTuple):
-    """The rows of a run as examples, and what became of them on the way."""
+    """The rows of a run as examples, what became of them on the way, and the report on them, once it is asked for."""
 
     train: list[data.Example]
     validation: list[data.Example]
     facts: dict[str, Any]
+    report: Callable[[], datareport.DataReport]
 
 
 def train(run: Run, reporter: Reporter) -> None:
@@ -98,7 +100,8 @@ def prepare(config: TrainConfig, tokenizer: Any, limit: int) -> Prepared:
         "tokens": sum(len(e.ids) for e in train.examples),
         "supervised_tokens": sum(e.supervised for e in train.examples),
     }
-    return Prepared(train.examples, validation, facts)
+    report = partial(datareport.describe, config, rows, split, chosen, train, limit)
+    return Prepared(train.examples, validation, facts, report)
 
 
 def make_trainer(
@@ -223,6 +226,7 @@ def _write_facts(run: Run, config: TrainConfig, prepared: Prepared, source: mode
         "processes": processes(),
     }
     facts = prepared.facts | found | parameter_report(adapted)
+    write_atomically(run.path / "data.json", prepared.report().model_dump_json(indent=2) + "\n")
     write_atomically(run.path / "facts.json", json.dumps(facts, indent=2) + "\n")
 
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, tandem, tiny_run_settings, wait_for
+from conftest import ROOT, read_json, tandem, tiny_run_settings, wait_for
 
 from finetune import base, loss, trainer
 from finetune import train as whole_run
-from finetune.config import TrainConfig, with_settings
+from finetune.config import TrainConfig, preset, preset_names, with_settings
 from finetune.job import create_run, reopen, start_training
 from finetune.run import ENDED, Reporter, Run, list_runs
 from finetune.train import train
@@ -206,6 +206,21 @@ def test_every_option_trains(tiny_model: Path, runs: Path, changed: dict[str, An
     run = in_process(tiny_model, **changed)
     losses = [loss for _, name, loss in curve(run) if name == "validation_loss"]
     assert losses[-1] < losses[0] and run.has_adapter()
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_trains(tiny_model: Path, runs: Path, name: str) -> None:
+    """Whole, but for its size: few rows, two steps, or seconds where it has minutes."""
+    config = preset(name)
+    small: dict[str, Any] = {"model": str(tiny_model), "rows": 24, "max_length": 256, "validation_rows": 4}
+    small |= {"minutes": 0.2} if config.training.minutes else {"steps": 2}
+    run, lock = create_run(with_settings(config, small), name)
+    os.close(lock)
+    train(run, Reporter(run))
+    losses = [loss for _, kind, loss in curve(run) if kind == "validation_loss"]
+    assert losses[-1] < losses[0] and run.has_adapter()
+    report = read_json(run.path / "data.json")
+    assert report["rows"]["train"] <= 24 and report["example"]
 
 
 def test_in_half_precision_it_learns_as_in_single(
