@@ -1,4 +1,4 @@
-"""python -m finetune {train,plan,resume,runs,stop}, from the terminal. Bad input: one sentence, exit code 2."""
+"""python -m finetune {train,plan,resume,merge,runs,stop}, from the terminal. Bad input: one sentence, exit code 2."""
 
 import argparse
 import json
@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m finetune", description="QLoRA fine-tuning of a 4-bit model.")
-    commands = parser.add_subparsers(required=True, metavar="{train,plan,resume,runs,stop}")
+    commands = parser.add_subparsers(required=True, metavar="{train,plan,resume,merge,runs,stop}")
     train = commands.add_parser("train", help="train an adapter", description="Train an adapter in runs/.")
     add_settings(train)
     train.set_defaults(run=_train)
@@ -39,6 +39,12 @@ def _parser() -> argparse.ArgumentParser:
     resume = commands.add_parser("resume", help="go on with an ended run from its last whole checkpoint")
     resume.add_argument("id", help="a run's id, or latest")
     resume.set_defaults(run=_resume)
+    merge = commands.add_parser("merge", help="adapter and base into one standalone model, with a certificate")
+    merge.add_argument("id", help="a run's id, or latest")
+    merge.add_argument("--onto", choices=["auto", "bf16", "nf4"], default="auto", help="the weights to add it to")
+    merge.add_argument("--to", type=Path, help="the folder to make (default: merged/ in the run's)")
+    merge.add_argument("--rows", type=int, default=48, help="held-out rows that the certificate is measured on")
+    merge.set_defaults(run=_merge)
     stop = commands.add_parser("stop", help="ask a run to stop at its next step, its adapter saved")
     stop.add_argument("id", help="a run's id, or latest")
     stop.set_defaults(run=_stop)
@@ -79,6 +85,18 @@ def _resume(args: argparse.Namespace) -> int:
     run = find_run(args.id)
     _live(run, job.reopen(run))
     return _tell(run)
+
+
+def _merge(args: argparse.Namespace) -> int:
+    run = find_run(args.id)
+    if args.rows < 1:
+        raise ValueError(f"--rows must be at least 1 (given: {args.rows}).")
+    from finetune.merged import merge
+
+    folder, certificate = merge(run, args.onto, args.to, args.rows, lambda text: print(text, file=sys.stderr))
+    print(certificate.sentence(), file=sys.stderr)
+    print(json.dumps({"run": run.id, "merged": str(folder), "onto": certificate.chosen}))
+    return 0
 
 
 def _work(args: argparse.Namespace) -> int:

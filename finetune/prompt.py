@@ -64,6 +64,17 @@ class Template:
         ids = whole[len(prompt) :] if whole[: len(prompt)] == prompt else self._plain(response)
         return Encoded(prompt, ids + self._plain(self.closing))
 
+    def as_jinja(self) -> str:
+        """The template as a chat template in Jinja, for other software: the same text and, with that, the same ids.
+
+        A context is part of the user's message there, after a blank line and, in the dolly template, its key.
+        """
+        if self.id == "chat":
+            own: str = self.tokenizer.chat_template
+            return own
+        begin = self._ids("")  # what the tokenizer puts before a text by itself
+        return _DOLLY_JINJA.replace("BEGIN", self.tokenizer.decode(begin))
+
     def _ids(self, text: str) -> list[int]:
         # A chat template writes its own begin-of-text token; the dolly template leaves it to the tokenizer.
         ids: list[int] = self.tokenizer(text, add_special_tokens=self.id == "dolly").input_ids
@@ -72,6 +83,22 @@ class Template:
     def _plain(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids
         return ids
+
+
+# The same text as _render_dolly's.
+_DOLLY_JINJA = (
+    "BEGIN{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] }}{% else %}"
+    + BLURB
+    + "{% endif %}{% for m in messages %}{% if m['role'] == 'user' %}{{ '"
+    + (BLANK_LINE + INSTRUCTION_KEY + "\n").replace("\n", "\\n")
+    + "' + m['content'] | trim }}{% elif m['role'] == 'assistant' %}{{ '"
+    + (BLANK_LINE + RESPONSE_KEY + "\n").replace("\n", "\\n")
+    + "' + m['content'] | trim + '"
+    + (BLANK_LINE + END_KEY).replace("\n", "\\n")
+    + "' }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '"
+    + (BLANK_LINE + RESPONSE_KEY + "\n").replace("\n", "\\n")
+    + "' }}{% endif %}"
+)
 
 
 def template(tokenizer: Any, choice: Literal["auto", "dolly", "chat"] = "auto") -> Template:
