@@ -1,4 +1,4 @@
-"""python -m finetune {train,plan,resume,merge,runs,stop}, from the terminal. Bad input: one sentence, exit code 2."""
+"""python -m finetune {train,plan,resume,merge,export,runs,stop}. Bad input: one sentence, exit code 2."""
 
 import argparse
 import json
@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m finetune", description="QLoRA fine-tuning of a 4-bit model.")
-    commands = parser.add_subparsers(required=True, metavar="{train,plan,resume,merge,runs,stop}")
+    commands = parser.add_subparsers(required=True, metavar="{train,plan,resume,merge,export,runs,stop}")
     train = commands.add_parser("train", help="train an adapter", description="Train an adapter in runs/.")
     add_settings(train)
     train.set_defaults(run=_train)
@@ -45,6 +45,15 @@ def _parser() -> argparse.ArgumentParser:
     merge.add_argument("--to", type=Path, help="the folder to make (default: merged/ in the run's)")
     merge.add_argument("--rows", type=int, default=48, help="held-out rows that the certificate is measured on")
     merge.set_defaults(run=_merge)
+    export = commands.add_parser("export", help="the merged model, or the adapter alone, for other software")
+    export.add_argument("id", help="a run's id, or latest")
+    export.add_argument("--as", dest="kind", choices=["gguf", "ollama", "adapter", "hub"], required=True)
+    export.add_argument("--precision", choices=["bf16", "f16", "q8_0"], default="q8_0", help="of the GGUF file")
+    export.add_argument("--to", type=Path, help="the file or folder to make (default: beside the run's merged model)")
+    export.add_argument("--repo", help="hub repository, owner/name")
+    export.add_argument("--private", action="store_true", help="make the hub repository a private one")
+    export.add_argument("--dry-run", action="store_true", help="say what would be pushed to the hub")
+    export.set_defaults(run=_export)
     stop = commands.add_parser("stop", help="ask a run to stop at its next step, its adapter saved")
     stop.add_argument("id", help="a run's id, or latest")
     stop.set_defaults(run=_stop)
@@ -96,6 +105,26 @@ def _merge(args: argparse.Namespace) -> int:
     folder, certificate = merge(run, args.onto, args.to, args.rows, lambda text: print(text, file=sys.stderr))
     print(certificate.sentence(), file=sys.stderr)
     print(json.dumps({"run": run.id, "merged": str(folder), "onto": certificate.chosen}))
+    return 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    from finetune import export
+
+    run = find_run(args.id)
+    if args.kind == "hub":
+        if not args.repo:
+            raise ValueError("Name the hub repository: --repo owner/name.")
+        print(export.to_hub(run, args.repo, args.private, args.dry_run, print))
+        return 0
+    if args.kind == "adapter":
+        made = export.adapter(run, (args.to or run.path / "adapter-export").resolve())
+    elif args.kind == "ollama":
+        made = export.to_ollama(run, (args.to or run.path / "ollama").resolve(), args.precision)
+    else:
+        name = export.GGUF_NAME.format(precision=args.precision)
+        made = export.to_gguf(run, (args.to or run.path / name).resolve(), args.precision)
+    print(json.dumps({"run": run.id, "exported": str(made)}))
     return 0
 
 

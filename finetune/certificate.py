@@ -58,6 +58,10 @@ class Certificate(BaseModel):
     run: str
     base: str
     base_sha256: str
+    template: str
+    """Id of the prompt template, which the model carries as its chat template."""
+    stop_strings: list[str]
+    """What ends an answer beside its end tokens."""
     chosen: str
     """The weights that the adapter was added to in this model."""
     asked: str
@@ -158,6 +162,8 @@ def certify(
         run=parts.run.id,
         base=parts.source.origin,
         base_sha256=parts.source.sha256,
+        template=parts.template.id,
+        stop_strings=list(parts.template.stop_strings),
         chosen=chosen,
         asked=asked,
         rows=len(seen.examples),
