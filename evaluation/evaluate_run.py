@@ -7,12 +7,13 @@ from typing import Any, NamedTuple
 from evaluation.answers import BATCH_ROWS, GREEDY, greedy_answers
 from evaluation.batches import Batched
 from evaluation.cache import Cache, digest
-from evaluation.columns import Side, identity, parse_columns
+from evaluation.columns import identity, parse_columns
 from evaluation.config import EvalConfig
 from evaluation.export import write_exports
 from evaluation.jobs import Slice, leaks, scored_rows
 from evaluation.likelihood import BATCH_TOKENS, response_nll
 from evaluation.measures import chosen_measures
+from evaluation.passes import Pass, in_passes, passes
 from evaluation.progress import Progress
 from evaluation.provenance import DECIDING, hardware, versions
 from evaluation.report import ColumnFacts, EvalReport
@@ -25,7 +26,6 @@ from finetune.config import from_mapping, parse
 from finetune.prompt import Template, template
 from finetune.run import Job, Reporter, Run
 from inference.columns import Column
-from inference.lora import load_adapter
 
 CACHE_FORMAT = 1  # raise it when answers of the same key may come out otherwise
 SAYING: dict[str, str] = {
@@ -41,7 +41,7 @@ class Prepared(NamedTuple):
     base: Any
     template: Template
     columns: list[Column]
-    sides: list[Side]
+    passes: list[Pass]
     rows: Slice
     encoded: data.Examples
 
@@ -88,9 +88,7 @@ def _prepare(run: Run, asked: EvalConfig, reporter: Reporter) -> Prepared:
     encoded = data.encode_rows(rows.rows.rows, chosen, limit, limit)
     reporter.status(state="running", message="loading the base in 4 bits", step=0, max_steps=2 * len(encoded.examples))
     base = load_base(source)
-    adapters = {c.adapter: load_adapter(c.adapter, base) for c in columns if c.adapter and c.strength}
-    sides = [Side(adapters.get(c.adapter) if c.adapter else None, c.strength) for c in columns]
-    return Prepared(source, base, chosen, columns, sides, rows, encoded)
+    return Prepared(source, base, chosen, columns, passes(base, columns), rows, encoded)
 
 
 def _leaked(scored: Sequence[data.Row], rows: Slice) -> list[str]:
@@ -102,7 +100,7 @@ def _leaked(scored: Sequence[data.Row], rows: Slice) -> list[str]:
 
 def _work(prepared: Prepared, asked: EvalConfig, job: Job, reporter: Reporter) -> tuple[Batched | None, Batched | None]:
     """Likelihoods and answers of every example under every column, those that the metrics need."""
-    _, base, chosen, _, sides, _, (examples, *_) = prepared
+    chosen, examples = prepared.template, prepared.encoded.examples
     sources = {str(measure.source) for measure in chosen_measures(asked.metrics)}
     halves = {half: text for half, text in SAYING.items() if half in sources}
     reporter.status(max_steps=len(halves) * len(examples))
@@ -111,7 +109,12 @@ def _work(prepared: Prepared, asked: EvalConfig, job: Job, reporter: Reporter) -
         if "likelihood" in halves:
             caches = _caches("likelihoods", {"batch_tokens": BATCH_TOKENS}, prepared) if asked.cache else None
             pad_id = chosen.tokenizer.pad_token_id or 0
-            likelihoods = response_nll(base, examples, sides, pad_id, caches, progress.hooks("likelihood"))
+
+            def look(base: Any, sides: Any, caches: Any, hooks: Any) -> Batched:
+                return response_nll(base, examples, sides, pad_id, caches, hooks)
+
+            hooks = progress.hooks("likelihood")
+            likelihoods = in_passes(prepared.passes, len(examples), caches, hooks, look)
         if "answers" in halves and not job.stop_requested():
             context = {
                 "sampling": GREEDY.model_dump(),
@@ -122,7 +125,11 @@ def _work(prepared: Prepared, asked: EvalConfig, job: Job, reporter: Reporter) -
             caches = _caches("answers", context, prepared) if asked.cache else None
             rows = [example.row for example in examples]
             hooks = progress.hooks("answers")
-            answers = greedy_answers(base, chosen, rows, sides, asked.max_new_tokens, caches, hooks)
+
+            def ask(base: Any, sides: Any, caches: Any, hooks: Any) -> Batched:
+                return greedy_answers(base, chosen, rows, sides, asked.max_new_tokens, caches, hooks)
+
+            answers = in_passes(prepared.passes, len(examples), caches, hooks, ask)
     return likelihoods, answers
 
 
@@ -159,6 +166,7 @@ def _compared(prepared: Prepared, likelihoods: Batched | None, answers: Batched 
                 label=column.label,
                 strength=column.strength,
                 adapter_sha256=identity(column)["adapter"],
+                merged_sha256=identity(column).get("merged"),
                 answers_from_cache=cached(answers, at),
                 likelihoods_from_cache=cached(likelihoods, at),
             )

@@ -92,6 +92,8 @@ class ColumnFacts(BaseModel):
     strength: float
     adapter_sha256: str | None
     """Of adapter_model.safetensors; None for the base."""
+    merged_sha256: list[str] | None = None
+    """Of a merged model's weight files."""
     answers_from_cache: int = 0
     likelihoods_from_cache: int = 0
 

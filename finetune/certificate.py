@@ -125,12 +125,7 @@ def reference(parts: Parts, rows: int = ROWS) -> Reference:
 
 def measure(folder: Path, onto: Onto, precision: str, seen: Reference) -> Variant:
     """A merged model's figures, loaded from its files: dense, or in NF4."""
-    if precision == "nf4":
-        loaded = load_base(Source(folder, None, str(folder), ""))
-    else:
-        loaded = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=compute_dtype(), device_map={"": _roomy_device(folder)}, use_safetensors=True
-        ).eval()
+    loaded = load_base(Source(folder, None, str(folder), "")) if precision == "nf4" else load_dense(folder)
     sums = _Sums().add_all(_hidden(loaded, loaded, seen.examples, seen.pad_id), seen)
     del loaded
     gc.collect()
@@ -145,6 +140,14 @@ def measure(folder: Path, onto: Onto, precision: str, seen: Reference) -> Varian
         p99_kl=kl.quantile(0.99).item(),
         greedy_agreement=sums.agreed / sums.tokens,
     )
+
+
+def load_dense(folder: Path) -> Any:
+    """A merged model as plain transformers loads it, in the precision that is computed in here."""
+    where = {"": _roomy_device(folder)}
+    return AutoModelForCausalLM.from_pretrained(
+        folder, dtype=compute_dtype(), device_map=where, use_safetensors=True
+    ).eval()
 
 
 def certify(

@@ -12,14 +12,6 @@ from finetune.whole import finish_folder, is_whole
 GGUF_NAME = "model-{precision}.gguf"
 
 
-def merged_folder(run: Run) -> Path:
-    """The run's merged model. Raises ValueError where there is none that is whole."""
-    folder = run.path / "merged"
-    if not is_whole(folder):
-        raise ValueError(f"{run.id} has no merged model: make it with `python -m finetune merge {run.id}`.")
-    return folder
-
-
 def adapter(run: Run, target: Path) -> Path:
     """The adapter alone, in PEFT's format, as a folder `target`."""
     if not is_whole(run.adapter):
@@ -40,7 +32,7 @@ def to_gguf(run: Run, target: Path, precision: Any) -> Path:
     """The merged model as one GGUF file `target`. Raises ValueError for a kind of model that is not known there."""
     from finetune.gguf_file import write_gguf
 
-    folder = merged_folder(run)
+    folder = run.merged()
     hidden = _hidden(target)
     try:
         write_gguf(folder, hidden, precision, run.id)
@@ -52,7 +44,7 @@ def to_gguf(run: Run, target: Path, precision: Any) -> Path:
 
 def to_ollama(run: Run, target: Path, precision: Any) -> Path:
     """A folder with a GGUF file and the Modelfile that `ollama create` takes."""
-    folder = merged_folder(run)
+    folder = run.merged()
     hidden = _hidden(target)
     try:
         hidden.mkdir()
@@ -75,7 +67,7 @@ def to_hub(run: Run, repo: str, private: bool, dry_run: bool, say: Callable[[str
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
-    folder = merged_folder(run)
+    folder = run.merged()
     try:
         validate_repo_id(repo)
     except HFValidationError as error:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from finetune.data import IGNORED
 
-CHUNK_LOGITS = 16 * 2**20  # elements of logits held at once: 64 MiB in float32
+CHUNK_LOGITS = 4 * 2**20  # elements of logits held at once: 16 MiB in float32
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):

@@ -108,6 +108,12 @@ class Run(Job):
         """Whether the adapter is there, whole."""
         return is_whole(self.adapter)
 
+    def merged(self) -> Path:
+        """The folder of its merged model. Raises ValueError where there is none that is whole."""
+        if not is_whole(self.path / "merged"):
+            raise ValueError(f"{self.id} has no merged model: make it with `python -m finetune merge {self.id}`.")
+        return self.path / "merged"
+
     def facts(self) -> dict[str, Any]:
         """What the run found out: template, weights' fingerprint, what became of the rows. {} before it knows."""
         file = self.path / "facts.json"

@@ -1,25 +1,32 @@
-"""Columns that can't share a batch: a pass a column, through PEFT.
+"""Columns that can't share a batch: a pass a column.
 
 DoRA scales a layer's whole output by the norm of base and adapter together, so its term can't be added to some rows of
-a batch. Such a column is answered by the resident base with PEFT's layers in it, which are taken out again after.
+a batch. Such a column is answered by the resident base with PEFT's layers in it, which are taken out again after. A
+merged model has weights of its own: it is loaded for its pass, in the precision it is computed in, and let go.
 """
 
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+
+from finetune.certificate import load_dense
 from finetune.prompt import Template
 from inference.columns import Column
 from inference.decode import Answer, decode
 from inference.lora import read_config
 from inference.sampling import Sampling
 
-NOTICE = "A DoRA adapter can't share a batch: the columns are answered one after the other."
+NOTICE = "A DoRA adapter or a merged model can't share a batch: the columns are answered one after the other."
 _WAITING = Answer("", 0, 0.0, 0.0, None)
 
 
 def is_apart(column: Column) -> bool:
     """Whether the column needs a pass of its own. Raises ValueError if its adapter is not there."""
+    if column.model is not None:
+        return True
     return column.adapter is not None and bool(column.strength) and bool(read_config(column.adapter).get("use_dora"))
 
 
@@ -43,10 +50,27 @@ def decode_apart(
             answers = [a if a.stop else a._replace(stop="cancelled") for a in answers]
             yield answers
             return
-        with through_peft(base, column):
-            for (answer,) in decode(base, template, [prompts[row]], [], sampling, max_new_tokens, cancelled):
+        with its_model(base, column) as model:
+            for (answer,) in decode(model, template, [prompts[row]], [], sampling, max_new_tokens, cancelled):
                 answers = [*answers[:row], answer, *answers[row + 1 :]]
                 yield answers
+
+
+@contextmanager
+def its_model(base: Any, column: Column) -> Iterator[Any]:
+    """The model that answers for a column alone: a merged one, or `base` with the adapter on it."""
+    if column.model is not None:
+        loaded = load_dense(column.model)
+        try:
+            yield loaded
+        finally:
+            del loaded
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+    else:
+        with through_peft(base, column):
+            yield base
 
 
 @contextmanager

@@ -20,11 +20,13 @@ class Column:
         label: what a person sees.
         adapter: folder of an adapter in PEFT's format; None is the base.
         strength: what the adapter's output is multiplied by: 0 is the base, 1 the adapter as trained.
+        model: folder of a merged model, which answers in the base's place; then there is no adapter.
     """
 
     label: str
     adapter: Path | None = None
     strength: float = 1.0
+    model: Path | None = None
 
 
 BASE = Column("base", None, 0.0)
@@ -54,7 +56,8 @@ def resolve(run: Run, names: str) -> list[Column]:
     """The columns of a comma-separated list, in its order.
 
     "base" is the model without an adapter, "tuned" with the run's; a number is the run's adapter at that strength;
-    "checkpoint-40" is the run at that step, also while it still trains; another run's id is that run's adapter.
+    "checkpoint-40" is the run at that step, also while it still trains; "merged" is its merged model; another run's id
+    is that run's adapter.
 
     Raises:
         ValueError: none named, or one that there is not.
@@ -72,6 +75,8 @@ def _column(run: Run, name: str) -> Column:
         return Column(name, _adapter(run))
     if re.fullmatch(r"-?\d+(\.\d+)?", name):
         return at_strength(name, _adapter(run), float(name))
+    if name == "merged":
+        return Column(name, None, 0.0, run.merged())
     if name.startswith("checkpoint-"):
         return Column(name, _checkpoint(run, name))
     return Column(name, _adapter(_of_same_model(run, find_run(name))))

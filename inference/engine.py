@@ -122,7 +122,9 @@ class Engine:
         return self._worker.submit(work).result()
 
     def place(self, columns: Sequence[Column]) -> list[Placed]:
-        """Each adapter once, with its strength on every row (a row is a column)."""
+        """Each adapter once, with its strength on every row (a row is a column); ValueError for a merged model."""
+        if any(column.model for column in columns):
+            raise ValueError("A merged model can't share a pass with the base: leave its column out.")
         folders = dict.fromkeys(column.adapter for column in columns if column.adapter and column.strength)
         return [
             Placed(self._adapter(folder), [c.strength if c.adapter == folder else 0.0 for c in columns])

@@ -12,16 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import ROOT, make_adapter, read_json, tandem, tiny_run_settings, wait_for
 
 from evaluation.__main__ import main
 from evaluation.config import EvalConfig
 from evaluation.jobs import create_evaluation, leaks, scored_rows, start_evaluation
 from evaluation.report import OVERALL, EvalReport, Sample
-from finetune.config import TrainConfig, from_mapping, with_settings
+from finetune.base import add_lora, load_base
+from finetune.config import Lora, TrainConfig, from_mapping, with_settings
 from finetune.data import Row, load_rows, select
 from finetune.job import start_training
+from finetune.merged import merge
 from finetune.run import ENDED, Job, Run, create_job, list_runs
+from finetune.trainer import save_adapter
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +78,22 @@ def test_from_the_command_line(run: Run) -> None:
     assert "http" not in (job.path / "report.html").read_text()
     board = tandem("evaluation", "leaderboard")
     assert board.returncode == 0 and run.id in board.stdout and f"{overall.tuned:.3f}" in board.stdout
+
+
+def test_a_merged_model_and_dora_are_columns_too(run: Run, tiny_source: Any, tmp_path: Path) -> None:
+    """Onto the weights that it was trained against, the merged model scores as the adapter does."""
+    merge(run, "nf4", None, 4, print)
+    report, _ = evaluated(run, "--columns", "base,tuned,merged", "--rows", "12", "--max-new-tokens", "4")
+    loss = {score.column: score for score in report.scores if (score.metric, score.category) == ("loss", "all")}
+    assert loss["merged"].tuned == pytest.approx(loss["tuned"].tuned, abs=1e-4)
+    assert loss["merged"].tuned < loss["merged"].base
+    assert [fact.merged_sha256 is None for fact in report.column_facts] == [True, True, False]
+
+    shutil.rmtree(run.adapter)
+    torch.manual_seed(1)
+    save_adapter(add_lora(load_base(tiny_source), Lora(r=4, dora=True)), run.adapter)  # it starts as the base
+    report, _ = evaluated(run, "--rows", "12", "--max-new-tokens", "4")
+    assert report.scores[0].tuned == pytest.approx(report.scores[0].base, abs=1e-3)
 
 
 SHORT = ("closed_qa", "information_extraction", "classification")

@@ -67,3 +67,10 @@ def test_columns_are_models(run: Run, tiny_model: Path) -> None:
     for name in ("base:/etc", "base:owner/name", f"{run.id}@", f"{run.id}@x", f"{run.id}/checkpoint-9", "nobody"):
         with pytest.raises(ValueError):
             serve(name)
+
+
+def test_a_merged_model_is_a_column(run: Run, tiny_model: Path) -> None:
+    with pytest.raises(ValueError, match="has no merged model: make it with"):
+        resolve(run, "merged")
+    copy_whole(tiny_model, run.path / "merged")
+    assert resolve(run, "base,merged")[1] == Column("merged", None, 0.0, run.path / "merged")
