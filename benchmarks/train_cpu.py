@@ -75,7 +75,7 @@ def _config(data: str, **changed: Any) -> Any:
     return with_settings(preset("quick-demo"), {"data": data, "template": "dolly", "rows": 1000} | changed)
 
 
-def _held_out_loss(base: Any, model: Any, tokenizer: Any, data: str) -> float:
+def held_out_loss(base: Any, model: Any, tokenizer: Any, data: str, template_id: Any = "dolly") -> float:
     """Response loss over 64 held-out rows, nats a token: the same rows and ids for both sides."""
     import torch
 
@@ -88,12 +88,15 @@ def _held_out_loss(base: Any, model: Any, tokenizer: Any, data: str) -> float:
 
     split = rows_of.split_rows(rows_of.load_rows(data).rows, _config(data).holdout)
     limit = min(1024, context_limit(fetch("smollm2-135m")))
-    examples = rows_of.encode_rows(rows_of.take(split.test, 64), template(tokenizer, "dolly"), limit, limit).examples
+    examples = rows_of.encode_rows(
+        rows_of.take(split.test, 64), template(tokenizer, template_id), limit, limit
+    ).examples
     model.eval()
     total, count = 0.0, 0
     with torch.no_grad(), headless(base) as head:
         for example in examples:
-            hidden, targets = supervised_hidden(model, collate_padded([[example]], 0))
+            batch = {name: tensor.to(head.device) for name, tensor in collate_padded([[example]], 0).items()}
+            hidden, targets = supervised_hidden(model, batch)
             total, count = total + summed_loss(hidden, head, targets).item(), count + len(targets)
     return total / count
 
@@ -139,7 +142,7 @@ def classic(data: str, seconds: float, helped: bool = False) -> dict[str, float]
     dtype = compute_dtype() if helped else torch.bfloat16
     base = load_base(source, dtype=dtype, trainable=True, packed=False)
     yardstick = load_base(source)  # in our precision, for both sides' held-out loss
-    before = _held_out_loss(yardstick, yardstick, tokenizer, data)
+    before = held_out_loss(yardstick, yardstick, tokenizer, data)
     targets = target_names(base, Lora())
     prepared = prepare_model_for_kbit_training(base, use_gradient_checkpointing=not helped)
     lora = LoraConfig(r=16, lora_alpha=64, lora_dropout=0.1, target_modules=targets, bias="none", task_type="CAUSAL_LM")
@@ -177,7 +180,7 @@ def classic(data: str, seconds: float, helped: bool = False) -> dict[str, float]
             model, arguments, data_collator=Counting(tokenizer, mlm=False), train_dataset=rows, callbacks=[clock]
         ).train()
         model.save_pretrained(folder)
-        after = _held_out_loss(yardstick, PeftModel.from_pretrained(yardstick, folder), tokenizer, data)
+        after = held_out_loss(yardstick, PeftModel.from_pretrained(yardstick, folder), tokenizer, data)
     return {
         "tokens_per_second": clock.speed(),
         "before": before,
@@ -213,7 +216,7 @@ def ours(data: str, seconds: float) -> dict[str, float]:
     prepared = train.prepare(config, tokenizer, 1024)
     base = load_base(source, trainable=True)
     yardstick = load_base(source)  # a base of padded attention, for the held-out loss
-    before = _held_out_loss(yardstick, yardstick, tokenizer, data)
+    before = held_out_loss(yardstick, yardstick, tokenizer, data)
     adapted = add_lora(base, config.lora)
     with headless(base) as head:
         reporter = Reporter(run)
@@ -222,7 +225,7 @@ def ours(data: str, seconds: float) -> dict[str, float]:
         trainer.add_callback(clock)
         trainer.train()
     base.set_attn_implementation("sdpa")
-    after = _held_out_loss(base, adapted, tokenizer, data)
+    after = held_out_loss(base, adapted, tokenizer, data)
     tokens = trainer.progress.tokens
     return {
         "tokens_per_second": clock.speed(),

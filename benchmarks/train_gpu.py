@@ -35,6 +35,9 @@ OURS: dict[str, dict[str, Any]] = {
     "packed 4096, compiled, checkpointing": {"tokens_per_batch": 4096, "compile": "on", "checkpointing": "on"},
     "packed 8192, compiled, checkpointing": {"tokens_per_batch": 8192, "compile": "on", "checkpointing": "on"},
 }
+CAPS = (24, 12, 8)  # GB of a card
+CONTEXT_GIB = 0.6  # what the driver's context takes of it
+BUDGETS = [(tokens, "off") for tokens in (8192, 6144, 4096, 3072)] + [(t, "on") for t in (8192, 4096, 2048, 1024)]
 BARS = {
     "times the classic recipe": 60,
     "share of the limit": 0.43,
@@ -66,6 +69,8 @@ def main() -> None:
     chosen: dict[str, Callable[[], dict[str, Any]]] = {
         name: partial(ours, base, settings, args.steps) for name, settings in OURS.items()
     }
+    for gib in CAPS:
+        chosen[f"a card of {gib} GB"] = partial(capped, base, args.model, gib, args.steps)
     # The classic recipe comes last: its preparation turns parameters of the base into fp32 for good.
     chosen["Trainer, batch 8 padded"] = partial(classic, base, 8, 1, args.classic_steps, prepared=False)
     chosen["classic recipe"] = partial(classic, base, 1, 4, args.classic_steps, prepared=True)
@@ -207,6 +212,29 @@ def ours(base: Any, settings: dict[str, Any], steps: int) -> dict[str, Any]:
         return found | {"kernel_seconds_per_micro_batch": kernels}
     finally:
         remove_lora(adapted)
+
+
+def capped(base: Any, model: str, gib: int, steps: int) -> dict[str, Any]:
+    """Compiled, in the first of BUDGETS that the plan says fits a card of that size; torch may take no more."""
+    import torch
+
+    from finetune.config import TrainConfig, with_settings
+    from finetune.memory import Device, plan
+    from finetune.shapes import shapes_of
+
+    total, usable = torch.cuda.get_device_properties(0).total_memory, (gib - CONTEXT_GIB) * 2**30
+    shapes, card = shapes_of(architecture_of(model)), Device("cuda", gib * 2**30, int(usable))
+    for tokens, checkpointing in BUDGETS:
+        settings = {"tokens_per_batch": tokens, "checkpointing": checkpointing, "compile": "on"}
+        planned = plan(with_settings(TrainConfig(), settings), shapes, torch.bfloat16, card)
+        if planned.fits:
+            break
+    torch.cuda.set_per_process_memory_fraction(usable / total)
+    try:
+        found = ours(base, settings, steps)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    return found | settings | {"planned_gib": planned.need.total / 2**30}
 
 
 def _one_step(trainer: Any, batch: Any) -> None:
