@@ -108,9 +108,12 @@ class Run(Job):
         """Whether the adapter is there, whole."""
         return is_whole(self.adapter)
 
+    def has_merged(self) -> bool:
+        return is_whole(self.path / "merged")
+
     def merged(self) -> Path:
         """The folder of its merged model. Raises ValueError where there is none that is whole."""
-        if not is_whole(self.path / "merged"):
+        if not self.has_merged():
             raise ValueError(f"{self.id} has no merged model: make it with `python -m finetune merge {self.id}`.")
         return self.path / "merged"
 

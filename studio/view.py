@@ -8,6 +8,7 @@ import plotly.graph_objects as go
 
 from evaluation.report import OVERALL, EvalReport, table
 from finetune.run import Job, Run
+from inference.columns import Column, at_strength, resolve
 from inference.decode import Answer
 
 # Two colours that hold on light and dark, and apart for every common colour blindness.
@@ -19,6 +20,18 @@ def run_choices(runs: list[Run], with_adapter: bool = False) -> list[tuple[str, 
     """(label, id) of runs, for a dropdown."""
     chosen = [run for run in runs if not with_adapter or run.has_adapter()]
     return [(f"{run.config()['label']} · {started(run)}", run.id) for run in chosen]
+
+
+def side_choices(run: Run) -> list[str]:
+    """What of a run can answer: its adapter, its checkpoints (newest first), its merged model."""
+    names = ["tuned", *(f"checkpoint-{step}" for step, _ in run.checkpoints())]
+    return [*names, "merged"] if run.has_merged() else names
+
+
+def side_column(run: Run, name: str, strength: float) -> Column:
+    """That side of a run at a strength, which a merged model has none of. Raises ValueError where it is not there."""
+    (column,) = resolve(run, name)
+    return at_strength(name, column.adapter, strength) if column.adapter else column
 
 
 def started(run: Run) -> str:

@@ -84,10 +84,12 @@ def tiny_base(tiny_source: Any) -> Any:
 
 @pytest.fixture
 def tiny_trainable(tiny_source: Any) -> Any:
-    """The tiny model in NF4, for training on packs."""
+    """The tiny model in NF4, for training on packs; in fp32 for the same reason."""
+    import torch
+
     from finetune.base import load_base
 
-    return load_base(tiny_source, trainable=True)
+    return load_base(tiny_source, dtype=torch.float32, trainable=True)
 
 
 @pytest.fixture(scope="session")
@@ -101,6 +103,11 @@ def tiny_tokenizer(tiny_source: Any) -> Any:
 def tiny_adapter(tiny_source: Any, tmp_path: Path) -> Path:
     """A PEFT adapter for the tiny model, with random weights large enough to change what it says."""
     return make_adapter(tiny_source, tmp_path / "adapter", seed=1)
+
+
+def beside(model: Any, batch: dict[str, Any]) -> dict[str, Any]:
+    """The tensors of a batch on the model's device."""
+    return {name: value.to(model.device) if hasattr(value, "to") else value for name, value in batch.items()}
 
 
 def make_adapter(source: Any, folder: Path, seed: int) -> Path:

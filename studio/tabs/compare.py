@@ -9,7 +9,7 @@ import gradio as gr
 from finetune.config import TrainConfig
 from finetune.prompt import Turn
 from finetune.run import find_run, list_runs
-from inference.columns import BASE, Column
+from inference.columns import BASE
 from inference.engine import Engine, Update
 from inference.sampling import Sampling
 from studio import view
@@ -20,9 +20,26 @@ DEVICE = "device"  # the concurrency id of everything that runs the model
 
 def build(page: gr.Blocks, engine: Engine) -> None:
     """Wire the tab."""
-    run = gr.Dropdown(
-        [], label="Tuned model", info="The run whose adapter answers on the right.", elem_id="compare-run"
-    )
+    with gr.Row():
+        run = gr.Dropdown(
+            [], label="Tuned model", info="The run whose adapter answers on the right.", elem_id="compare-run", scale=2
+        )
+        side = gr.Dropdown(
+            ["tuned"],
+            value="tuned",
+            label="On the right",
+            info="Its adapter, one of its checkpoints, or its merged model.",
+            elem_id="compare-side",
+        )
+        strength = gr.Slider(
+            0,
+            1.5,
+            1,
+            step=0.05,
+            label="Strength",
+            info="What the adapter's output is multiplied by: 0 is the base, 1 as it was trained.",
+            elem_id="strength",
+        )
     with gr.Row(equal_height=True):
         with gr.Column(min_width=320):
             base_chat = _chat("Base", "base")
@@ -52,7 +69,7 @@ def build(page: gr.Blocks, engine: Engine) -> None:
     answering = gr.on(
         [send.click, prompt.submit],
         _answerer(engine),
-        [prompt, base_chat, tuned_chat, run, temperature, top_p, length, seed],
+        [prompt, base_chat, tuned_chat, run, side, strength, temperature, top_p, length, seed],
         outputs,
         concurrency_id=DEVICE,
         concurrency_limit=1,
@@ -61,9 +78,17 @@ def build(page: gr.Blocks, engine: Engine) -> None:
     )
     stop.click(None, cancels=answering, queue=False)
     clear.click(lambda: ([], [], "", ""), None, outputs[:4], cancels=answering, queue=False, api_visibility="private")
-    run.input(lambda: ([], [], "", ""), None, outputs[:4], cancels=answering, queue=False, api_visibility="private")
+    for chosen in (run.input, side.input, strength.release):
+        chosen(lambda: ([], [], "", ""), None, outputs[:4], cancels=answering, queue=False, api_visibility="private")
+    run.input(lambda: gr.Dropdown(["tuned"], value="tuned"), None, side, api_visibility="private")
+    side.focus(_offer_sides, [run, side], side, show_progress="hidden", api_visibility="private")
     page.load(offer_tuned, None, run, api_visibility="private")
     run.focus(offer_tuned, run, run, show_progress="hidden", api_visibility="private")
+
+
+def _offer_sides(run_id: str | None, chosen: str) -> Any:
+    """What a run can put on the right."""
+    return gr.Dropdown(view.side_choices(find_run(run_id)) if run_id else ["tuned"], value=chosen)
 
 
 def _chat(label: str, name: str) -> gr.Chatbot:
@@ -79,6 +104,8 @@ def _answerer(engine: Engine) -> Any:
         base_chat: list[Any],
         tuned_chat: list[Any],
         run_id: str | None,
+        side: str,
+        strength: float,
         temperature: float,
         top_p: float,
         length: float,
@@ -90,7 +117,7 @@ def _answerer(engine: Engine) -> Any:
         chats = [[*chat, {"role": "user", "content": escape(prompt, quote=False)}] for chat in (base_chat, tuned_chat)]
         try:
             sampling = Sampling(temperature=temperature, top_p=top_p, seed=int(seed))
-            for answers, message, _ in _stream(engine, run_id, chats, sampling, int(length)):
+            for answers, message, _ in _stream(engine, run_id, side, strength, chats, sampling, int(length)):
                 if not answers:
                     yield (*chats, message, message, "")
                     continue
@@ -110,9 +137,15 @@ def _answerer(engine: Engine) -> Any:
 
 
 def _stream(
-    engine: Engine, run_id: str | None, chats: list[list[Any]], sampling: Sampling, length: int
+    engine: Engine,
+    run_id: str | None,
+    side: str,
+    strength: float,
+    chats: list[list[Any]],
+    sampling: Sampling,
+    length: int,
 ) -> Iterator[Update]:
-    """Base and tuned of a run; base alone of the default model where there is no run yet."""
+    """Base and what is chosen of a run; base alone of the default model where there is no run yet."""
     histories = [_turns(chat) for chat in chats]
     if run_id is None:  # asked before the page had filled its list: the newest is what it would have chosen
         run_id = next((run.id for run in list_runs() if run.has_adapter()), None)
@@ -122,7 +155,7 @@ def _stream(
         return
     run = find_run(run_id)
     config, facts = run.config()["config"], run.facts()
-    columns = [BASE, Column("tuned", run.adapter)]
+    columns = [BASE, view.side_column(run, side, strength)]
     yield from engine.compare(
         config["model"],
         config["revision"],

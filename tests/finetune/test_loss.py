@@ -2,6 +2,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import beside
 
 from finetune import loss
 from finetune.data import Example, Row
@@ -27,7 +28,8 @@ def test_value_and_gradient_equal_eager_cross_entropy(chunk: int, monkeypatch: p
 
 
 def test_it_is_the_models_own_loss(tiny_trainable: Any) -> None:
-    batch = collate_packed([[Example([5, 6, 7, 8, 9], 2, ROW), Example([10, 11, 12], 1, ROW)]])
+    pack = [Example([5, 6, 7, 8, 9], 2, ROW), Example([10, 11, 12], 1, ROW)]
+    batch = beside(tiny_trainable, collate_packed([pack]))
     inputs = model_inputs(batch)
     with torch.no_grad():
         logits = tiny_trainable(**inputs, use_cache=False).logits[0, :-1]

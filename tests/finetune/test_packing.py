@@ -1,6 +1,7 @@
 from typing import Any
 
 import torch
+from conftest import beside
 
 from finetune.data import Example, Row
 from finetune.loss import headless, model_inputs, summed_loss, supervised_hidden
@@ -55,7 +56,7 @@ def test_filling_changes_no_loss(tiny_trainable: Any) -> None:
     with torch.no_grad(), headless(tiny_trainable) as head:
         losses = []
         for fixed in (None, Fixed(128, 6, 45)):
-            hidden, targets = supervised_hidden(tiny_trainable, collate_packed([given], fixed))
+            hidden, targets = supervised_hidden(tiny_trainable, beside(tiny_trainable, collate_packed([given], fixed)))
             losses.append(summed_loss(hidden, head, targets))
     assert torch.allclose(losses[0], losses[1], rtol=1e-5)
 
@@ -64,10 +65,10 @@ def test_packed_logits_equal_those_of_each_example_alone(tiny_trainable: Any, ti
     given = examples(31, 12, 40)
     batch = collate_packed([given])
     with torch.no_grad():
-        packed = tiny_trainable(**model_inputs(batch), use_cache=False).logits[0]
+        packed = tiny_trainable(**model_inputs(beside(tiny_trainable, batch)), use_cache=False).logits[0]
         start = 0
         for example in given:
-            alone = tiny_base(torch.tensor([example.ids])).logits[0]
+            alone = tiny_base(torch.tensor([example.ids], device=tiny_base.device)).logits[0]
             together = packed[start : start + len(example.ids)]
             assert torch.allclose(together, alone, atol=1e-4, rtol=1e-4)
             start += len(example.ids)
@@ -79,7 +80,7 @@ def test_no_token_sees_another_example(tiny_trainable: Any) -> None:
 
     def logits(*pack: Example) -> torch.Tensor:
         batch = collate_packed([list(pack)])
-        found: torch.Tensor = tiny_trainable(**model_inputs(batch), use_cache=False).logits[0]
+        found: torch.Tensor = tiny_trainable(**model_inputs(beside(tiny_trainable, batch)), use_cache=False).logits[0]
         return found
 
     with torch.no_grad():

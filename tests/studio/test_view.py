@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,8 @@ from evaluation.report import EvalReport, Score
 from finetune.config import preset
 from finetune.prompt import Turn
 from finetune.run import Reporter, Run, create_job
+from finetune.whole import seal
+from inference.columns import Column
 from inference.decode import Answer
 from studio import view
 from studio.form import UPLOAD_LIMIT, keep_upload, train_config
@@ -30,6 +33,27 @@ def test_an_upload_is_kept_by_content(runs: Path, tmp_path: Path) -> None:
     kept = keep_upload(str(file))
     assert Path(kept).read_text() == file.read_text() and Path(kept).parent == runs / ".uploads"
     assert keep_upload(str(file)) == kept
+
+
+def test_a_runs_sides_are_its_adapter_its_checkpoints_and_its_merged_model(runs: Path) -> None:
+    job, lock = create_job(runs, "test", {"config": {}}, Run)
+    os.close(lock)
+    run = Run(job.path)
+    for name in ("adapter", "checkpoints/checkpoint-4", "checkpoints/checkpoint-20", "merged"):
+        (run.path / name).mkdir(parents=True)
+        (run.path / name / "weights").write_text("w")
+    seal(run.adapter)
+    assert view.side_choices(run) == ["tuned"]  # what is not whole is not offered
+    for name in ("checkpoints/checkpoint-4", "checkpoints/checkpoint-20", "merged"):
+        seal(run.path / name)
+    assert view.side_choices(run) == ["tuned", "checkpoint-20", "checkpoint-4", "merged"]
+    assert view.side_column(run, "tuned", 0.5) == Column("tuned", run.adapter, 0.5)
+    assert view.side_column(run, "checkpoint-4", 1) == Column(
+        "checkpoint-4", run.path / "checkpoints" / "checkpoint-4", 1
+    )
+    assert view.side_column(run, "merged", 0.5) == Column("merged", None, 0.0, run.path / "merged")
+    with pytest.raises(ValueError, match="has no whole checkpoint-7"):
+        view.side_column(run, "checkpoint-7", 1)
 
 
 @pytest.mark.parametrize("ending", [".json", ".CSV", ".parquet"])
