@@ -139,7 +139,8 @@ def test_bad_input_is_a_sentence_on_the_page(page: Page, app: App, tmp_path: Pat
     rows.write_text('{"instruction": "a", "response": "b"}\n{"instruction": "only a question", "response": ""}\n')
     page.get_by_text("Your own rows").click()
     page.locator("input[type=file]").set_input_files(rows)
-    expect(page.get_by_text("rows.jsonl").first).to_be_visible()
+    # Gradio shows the name in two pieces once the upload is whole, in one while it runs: the link is there only at the end.
+    expect(page.locator('a[href$="/rows.jsonl"]')).to_be_visible()
     refused("has no response")
     tab(page, "Compare")
     page.click("#send")
