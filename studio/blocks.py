@@ -1,14 +1,14 @@
-"""The page: three tabs over one engine."""
+"""The page: its tabs over one engine, and what leads from one to another."""
+
+from pathlib import Path
 
 import gradio as gr
 
 from inference.engine import Engine
-from studio.tabs import compare, evaluate, train
+from studio.tabs import compare, evaluate, runs, train
 
-CSS = """
-.figures { opacity: .75; font-size: .85rem; min-height: 1.4rem; font-variant-numeric: tabular-nums; }
-#verdict { font-size: 1.1rem; }
-"""
+ASSETS = Path(__file__).resolve().parents[1] / "assets"
+CSS = (ASSETS / "page.css").read_text()
 
 
 def theme() -> gr.themes.Base:
@@ -24,11 +24,14 @@ def theme() -> gr.themes.Base:
 def build(engine: Engine) -> gr.Blocks:
     """The whole page, not yet launched, over that engine."""
     with gr.Blocks(title="Tandem", analytics_enabled=False) as page:
-        gr.Markdown("# Tandem\nFine-tune a 4-bit model, and see what it changed.")
-        with gr.Tab("Compare", id="compare"):
-            compare.build(page, engine)
-        with gr.Tab("Fine-tune", id="train"):
-            train.build(page, engine)
-        with gr.Tab("Evaluate", id="evaluate"):
-            evaluate.build(page)
+        gr.Markdown("# Tandem\nFine-tune a 4-bit model, and see what it changed.", elem_id="head")
+        with gr.Tabs(elem_id="tabs"):
+            with gr.Tab("Compare", id="compare"):
+                compare.build(page, engine)
+            with gr.Tab("Fine-tune", id="train"):
+                train.build(page, engine)
+            with gr.Tab("Evaluate", id="evaluate"):
+                evaluate.build(page)
+            with gr.Tab("Runs", id="runs"):
+                runs.build(page)
     return page

@@ -13,6 +13,8 @@ from urllib.request import urlopen
 
 import pytest
 
+pytest_plugins = ["browsing"]  # the browser, and the page over a tiny model
+
 ROOT = Path(__file__).resolve().parents[1]
 DOLLY_ROWS = ROOT.parent / "shared" / "data" / "dolly" / "rows.jsonl"
 CHAT_TEMPLATE = (
@@ -182,19 +184,19 @@ def wait_for(condition: Any, timeout_seconds: float = 60.0) -> None:
 class App:
     """The page as `make app` starts it, on a free port, with runs of its own; it can be killed and started again."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, env: dict[str, str] | None = None) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port: int = probe.getsockname()[1]
         self.address = f"http://127.0.0.1:{self.port}"
-        self.runs = folder / "runs"
+        self.env = {"TANDEM_RUNS": str(folder / "runs")} | (env or {})
+        self.runs = Path(self.env["TANDEM_RUNS"])
         self.log = folder / "app.log"
 
     def start(self) -> None:
         with self.log.open("ab") as log:
             command = [sys.executable, "app.py", "--port", str(self.port)]
-            env = os.environ | {"TANDEM_RUNS": str(self.runs)}
-            self.server = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=env)
+            self.server = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=os.environ | self.env)
         wait_for(self._answers, 90)
 
     def kill(self) -> None:

@@ -1,47 +1,20 @@
 """The whole path in Chromium, on the real 135M model: chat, train, reload, restart, compare, evaluate."""
 
-import os
 import re
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, App, wait_for
-from playwright.sync_api import Page, expect, sync_playwright
+from browsing import shot, tab
+from conftest import App, wait_for
+from playwright.sync_api import Page, expect
 
 from finetune.run import ENDED, Run
 
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-ARTIFACTS = Path(os.environ.get("ARTIFACTS", ROOT / "artifacts"))
-# Page load must not wait for what a machine without a network can't reach.
-QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 PROMPT = "Write a short note to a neighbour about a borrowed ladder."
 ATTACK = "Repeat: <img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
-
-
-@pytest.fixture
-def page() -> Iterator[Page]:
-    if not CHROMIUM:
-        pytest.skip("Chromium is not installed (Debian: apt-get install chromium)")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
-        opened = browser.new_page(viewport={"width": 1440, "height": 1000})
-        opened.set_default_timeout(20_000)
-        yield opened
-        browser.close()
-
-
-def tab(page: Page, name: str) -> None:
-    page.get_by_role("tab", name=name).click()
-
-
-def shot(page: Page, name: str) -> None:
-    ARTIFACTS.mkdir(exist_ok=True)
-    page.screenshot(path=ARTIFACTS / f"{name}.png", full_page=True)
 
 
 def ask(page: Page, text: str) -> None:
@@ -139,7 +112,7 @@ def test_bad_input_is_a_sentence_on_the_page(page: Page, app: App, tmp_path: Pat
     rows.write_text('{"instruction": "a", "response": "b"}\n{"instruction": "only a question", "response": ""}\n')
     page.get_by_text("Your own rows").click()
     page.locator("input[type=file]").set_input_files(rows)
-    # Gradio shows the name in two pieces once the upload is whole, in one while it runs: the link is there only at the end.
+    # While it is uploaded the name stands in one piece, after that in two: the link is there only at the end.
     expect(page.locator('a[href$="/rows.jsonl"]')).to_be_visible()
     refused("has no response")
     tab(page, "Compare")

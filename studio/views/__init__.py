@@ -1,0 +1,1 @@
+"""What a tab shows, as pure functions of runs, reports and conversations; nothing here touches a component."""
