@@ -81,6 +81,8 @@ class Conversation(Frozen):
     exchanges: tuple[Exchange, ...] = ()
     blind: bool = False
     """Whether names are hidden until a vote."""
+    order: tuple[int, ...] = ()
+    """Which column stands where: place i shows column order[i]. Empty: as they are. Blind mode shuffles it."""
 
     def history(self, column: int) -> list[Turn]:
         """A column's own turns; the last one is without a response while it is being answered."""
