@@ -7,7 +7,8 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 from inference.engine import Engine
 from inference.server import routes
-from studio.blocks import CSS, build, theme
+from studio.blocks import CSS, build
+from studio.theme import theme
 
 
 def main() -> None:

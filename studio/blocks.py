@@ -11,16 +11,6 @@ ASSETS = Path(__file__).resolve().parents[1] / "assets"
 CSS = (ASSETS / "page.css").read_text()
 
 
-def theme() -> gr.themes.Base:
-    """System fonts: nothing is fetched from elsewhere."""
-    return gr.themes.Soft(
-        primary_hue="orange",
-        neutral_hue="slate",
-        font=["system-ui", "sans-serif"],
-        font_mono=["ui-monospace", "monospace"],
-    )
-
-
 def build(engine: Engine) -> gr.Blocks:
     """The whole page, not yet launched, over that engine."""
     with gr.Blocks(title="Tandem", analytics_enabled=False) as page:
