@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, App, tandem
+from conftest import ROOT, App, here
 from playwright.sync_api import Browser, Page, sync_playwright
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
@@ -66,6 +66,9 @@ def furnished(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
 
     The tiny model lies in the cache in the place of smollm2-135m, so everything that goes by that name takes it.
     """
+    from evaluation.__main__ import main as evaluation
+    from finetune.__main__ import main as finetune
+
     folder = tmp_path_factory.mktemp("furnished")
     model = folder / "cache" / "smollm2-135m"
     shutil.copytree(tiny_model, model)
@@ -74,13 +77,11 @@ def furnished(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
     with pytest.MonkeyPatch.context() as patch:
         for name, value in env.items():
             patch.setenv(name, value)
-        train = ["finetune", "train", "--preset", "quick-demo", "--rows", "60", "--tokens-per-batch", "256"]
+        train = ["train", "--preset", "quick-demo", "--rows", "60", "--tokens-per-batch", "256"]
         for steps in ("4", "6"):
-            made = tandem(*train, "--steps", steps, "--learning-rate", "2e-2", "--validation-rows", "4")
-            assert made.returncode == 0, made.stderr
+            assert here(finetune, *train, "--steps", steps, "--learning-rate", "2e-2", "--validation-rows", "4") == 0
         first = sorted(path.name for path in (folder / "runs").iterdir() if not path.name.startswith("."))[0]
-        scored = tandem("evaluation", first, "--rows", "24", "--max-new-tokens", "8", timeout=300)
-        assert scored.returncode == 0, scored.stderr
+        assert here(evaluation, first, "--rows", "24", "--max-new-tokens", "8") == 0
     return env
 
 

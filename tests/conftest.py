@@ -2,11 +2,12 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -158,6 +159,16 @@ def tandem(*arguments: str, timeout: float = 300) -> subprocess.CompletedProcess
     """A command of ours, as a user types it."""
     command = [sys.executable, "-m", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout)
+
+
+def here(main: Callable[[list[str]], int], *arguments: str) -> int:
+    """The same command in this process: its imports, seconds in a process of its own, are paid for once."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        return main(list(arguments))
+    finally:  # a job catches signals for its life, and here that is not the process's
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def tiny_run_settings(tiny_model: Path, data: Path | None = None) -> dict[str, Any]:

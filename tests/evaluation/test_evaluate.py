@@ -13,16 +13,17 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, make_adapter, read_json, tandem, tiny_run_settings, wait_for
+from conftest import ROOT, here, make_adapter, read_json, tandem, tiny_run_settings, wait_for
 
 from evaluation.__main__ import main
 from evaluation.config import EvalConfig
 from evaluation.jobs import create_evaluation, leaks, scored_rows, start_evaluation
 from evaluation.report import OVERALL, EvalReport, Sample
+from finetune.__main__ import main as train
 from finetune.base import add_lora, load_base
 from finetune.config import Lora, TrainConfig, from_mapping, with_settings
 from finetune.data import Row, load_rows, select
-from finetune.job import start_training
+from finetune.job import create_run
 from finetune.merged import merge
 from finetune.run import ENDED, Job, Run, create_job, list_runs
 from finetune.trainer import save_adapter
@@ -35,8 +36,8 @@ def trained(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     rows = Path(shutil.copy(ROOT / "assets" / "dolly_sample.jsonl", folder / "rows.jsonl"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TANDEM_RUNS", str(folder / "runs"))
-        run = start_training(with_settings(TrainConfig(), tiny_run_settings(tiny_model, rows)), "test")
-        wait_for(lambda: run.status()["state"] in ENDED, 120)
+        run, lock = create_run(with_settings(TrainConfig(), tiny_run_settings(tiny_model, rows)), "test")
+        here(train, "work", str(run.path), "--lock", str(lock))
         assert run.status()["state"] == "finished", run.status()
     yield folder / "runs", rows
 
@@ -49,13 +50,12 @@ def run(trained: tuple[Path, Path], runs: Path) -> Run:
 
 
 def evaluated(run: Run, *arguments: str) -> tuple[EvalReport, Job]:
-    done = tandem("evaluation", run.id, *arguments)
-    assert done.returncode == 0, done.stderr
+    assert here(main, run.id, *arguments) == 0
     job = run.evaluations()[0]
     return EvalReport.model_validate(read_json(job.path / "report.json")), job
 
 
-def test_from_the_command_line(run: Run) -> None:
+def test_from_the_command_line(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     done = tandem("evaluation", run.id, "--rows", "16", "--max-new-tokens", "8")
     assert done.returncode == 0, done.stderr
     for name in ("response loss", "ROUGE-L", "perplexity", "BLEU", "chrF", "exact match", "bits per byte"):
@@ -76,8 +76,9 @@ def test_from_the_command_line(run: Run) -> None:
     with (job.path / "samples.csv").open(newline="") as file:
         assert [line["answer_tuned"] for line in csv.DictReader(file)] == [s.answers[1] for s in samples]
     assert "http" not in (job.path / "report.html").read_text()
-    board = tandem("evaluation", "leaderboard")
-    assert board.returncode == 0 and run.id in board.stdout and f"{overall.tuned:.3f}" in board.stdout
+    assert here(main, "leaderboard") == 0
+    board = capsys.readouterr().out
+    assert run.id in board and f"{overall.tuned:.3f}" in board
 
 
 def test_a_merged_model_and_dora_are_columns_too(run: Run, tiny_source: Any, tmp_path: Path) -> None:

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, read_json, tandem, tiny_run_settings, wait_for
+from conftest import ROOT, here, read_json, tandem, tiny_run_settings, wait_for
 
 from finetune import base, loss, trainer
 from finetune import train as whole_run
+from finetune.__main__ import main
 from finetune.config import TrainConfig, preset, preset_names, with_settings
 from finetune.job import create_run, reopen, start_training
 from finetune.run import ENDED, Reporter, Run, list_runs
@@ -83,8 +84,8 @@ def test_a_checkpoint_cut_short_is_never_resumed_from(tiny_model: Path, runs: Pa
 
 
 def test_what_has_finished_can_not_be_resumed(tiny_model: Path, runs: Path) -> None:
-    run = start(tiny_model, steps=1)
-    wait_for(lambda: run.status()["state"] in ENDED)
+    here(main, "train", *(f"--{name}={value}" for name, value in {"model": tiny_model, "rows": 40, "steps": 1}.items()))
+    (run,) = list_runs()
     done = tandem("finetune", "resume", run.id)
     assert done.returncode == 2 and "has finished: there is nothing to resume" in done.stderr
 

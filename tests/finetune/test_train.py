@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, read_json, tandem, tiny_run_settings, wait_for
+from conftest import ROOT, here, read_json, tandem, tiny_run_settings, wait_for
 from safetensors.torch import load_file
 
 from finetune.__main__ import main
@@ -55,12 +55,16 @@ def test_train_from_the_command_line(tiny_model: Path, tiny_source: Any, runs: P
             after = base(ids).logits
     assert not torch.equal(before, after)
 
+    record = read_json(run.path / "config.json")
+    assert record["config"]["training"]["steps"] == 4
+    assert record["versions"]["torch"] and len(record["data"]["sha256"]) == 64
+    assert len(facts["model_sha256"]) == 64
+
 
 def test_the_same_config_gives_the_same_losses(tiny_model: Path, runs: Path, tmp_path: Path) -> None:
-    assert tandem("finetune", "train", *flags(tiny_model)).returncode == 0
+    assert here(main, "train", *flags(tiny_model)) == 0
     (first,) = list_runs()
-    again = tandem("finetune", "train", "--config", str(first.path / "config.json"))
-    assert again.returncode == 0, again.stderr
+    assert here(main, "train", "--config", str(first.path / "config.json")) == 0
     second = list_runs()[0]
     assert second != first
 
@@ -137,47 +141,29 @@ def _works_on(process: Path, run: Run) -> bool:
 def test_runs_wait_for_each_other_in_order(tiny_model: Path, runs: Path) -> None:
     first = start(tiny_model, steps=100_000)
     wait_for(lambda: first.status().get("step", 0) >= 1)
-    second, third = start(tiny_model, steps=1), start(tiny_model, steps=1)
-    wait_for(lambda: third.status().get("ahead") is not None and second.status()["state"] == "queued")
+    second, third = start(tiny_model, steps=100_000), start(tiny_model, steps=1)
+    wait_for(lambda: third.status().get("ahead") == 1 and second.status()["state"] == "queued")
     assert first.status()["state"] == "running"
-    third_wait = start(tiny_model, steps=1)
-    third_wait.request_stop()  # a queued run stops without ever starting
-    wait_for(lambda: third_wait.status()["state"] == "stopped")
+    never = start(tiny_model, steps=1)
+    never.request_stop()  # a queued run stops without ever starting
+    wait_for(lambda: never.status()["state"] == "stopped")
     first.request_stop()
-    wait_for(lambda: third.status()["state"] == "finished", 120)
-    assert second.status()["state"] == "finished"
-    assert second.status()["updated_at"] <= third.status()["updated_at"]
+    wait_for(lambda: second.status().get("step", 0) >= 1)
+    assert first.status()["state"] == "stopped" and third.status()["state"] == "queued"
+
+    resume_training(first)  # a resumed run queues behind those that wait
+    wait_for(lambda: first.status()["state"] == "queued" and first.status().get("ahead") == 1)
+    first.request_stop()
+    second.request_stop()
+    wait_for(lambda: third.status()["state"] == "finished")
     assert second.metrics()[0][-1]["time"] < third.metrics()[0][0]["time"]
+    assert first.status()["state"] == "stopped"
 
 
-def test_a_resumed_run_queues_behind_those_that_wait(tiny_model: Path, runs: Path) -> None:
-    old = start(tiny_model, steps=100_000)
-    wait_for(lambda: old.status().get("step", 0) >= 1)
-    old.request_stop()
-    wait_for(lambda: old.status()["state"] == "stopped")
-    busy = start(tiny_model, steps=100_000)
-    wait_for(lambda: busy.status().get("step", 0) >= 1)
-    waiting = start(tiny_model, steps=1)
-    wait_for(lambda: waiting.status().get("ahead") is not None)
-    resume_training(old)
-    wait_for(lambda: old.status()["state"] == "queued" and old.status().get("ahead") == 1)
-    old.request_stop()
-    busy.request_stop()
-    wait_for(lambda: waiting.status()["state"] == "finished")
-
-
-def test_a_failure_is_told_in_a_sentence(tiny_model: Path, runs: Path) -> None:
-    run = start(tiny_model, targets=["no_such_layer"])
-    wait_for(lambda: run.status()["state"] in ENDED)
-    status = run.status()
-    assert status["state"] == "failed" and status["error"].startswith("The model has no layer 'no_such_layer'")
+def test_a_failure_is_told_in_a_sentence(tiny_model: Path, runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert here(main, "train", *flags(tiny_model, targets="no_such_layer")) == 2
+    sentence = "The model has no layer 'no_such_layer'"
+    assert sentence in capsys.readouterr().err
+    (run,) = list_runs()
+    assert run.status()["state"] == "failed" and run.status()["error"].startswith(sentence)
     assert not run.has_adapter()
-
-
-def test_the_record_says_what_was_used(tiny_model: Path, runs: Path) -> None:
-    run = start(tiny_model)
-    wait_for(lambda: run.status()["state"] in ENDED)
-    record = read_json(run.path / "config.json")
-    assert record["config"]["training"]["steps"] == 4
-    assert record["versions"]["torch"] and len(record["data"]["sha256"]) == 64
-    assert len(run.facts()["model_sha256"]) == 64
