@@ -11,6 +11,7 @@ chunked loss and with all logits, with checkpointing (where the loss is most of 
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.provenance import hardware, versions
+from finetune.memory import LARGE_PAGES
 
 RESULTS = Path(__file__).parent / "results" / "train_cpu.json"
 
@@ -62,7 +64,8 @@ def main() -> None:
 
 def _child(side: str, args: argparse.Namespace) -> dict[str, float]:
     command = [sys.executable, "-m", "benchmarks.train_cpu", "--side", side, "--data", args.data]
-    done = subprocess.run([*command, "--seconds", str(args.seconds)], capture_output=True, text=True)
+    env = os.environ | {LARGE_PAGES: "1"}  # as a run does; the recipe gets it too
+    done = subprocess.run([*command, "--seconds", str(args.seconds)], capture_output=True, text=True, env=env)
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     if not lines:
         sys.exit(done.stderr)

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from finetune.memory import use_large_pages
 from finetune.prompt import Turn
 from finetune.run import Run, find_run
 from inference.columns import Column, resolve, subject
@@ -15,6 +16,7 @@ from inference.sampling import Sampling
 
 def main(arguments: list[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
+    use_large_pages()
     try:
         run = find_run(args.id)
         columns = resolve(run, args.columns)
