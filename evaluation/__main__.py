@@ -10,7 +10,7 @@ from pathlib import Path
 from evaluation.config import EvalConfig
 from evaluation.jobs import create_evaluation
 from evaluation.leaderboard import leaderboard_text, leaderboards
-from evaluation.report import EvalReport, table
+from evaluation.report import EvalReport, read_report, table
 from finetune.config import parse
 from finetune.job import at_work
 from finetune.run import Job, Run, find_run
@@ -43,7 +43,7 @@ def _evaluate(arguments: list[str]) -> int:
     _live(job, lock)
     report = job.path / "report.json"
     if report.exists():
-        print(_text(EvalReport.model_validate_json(report.read_text())))
+        print(_text(read_report(report)))
         print(f"Whole report: {report}, {report.with_suffix('.html').name} and samples.csv beside it")
     return 0
 

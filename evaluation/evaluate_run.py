@@ -1,49 +1,31 @@
-"""evaluate_run(job): held-out rows → likelihoods and answers of every column → scores → report."""
+"""evaluate_run(job): held-out rows → likelihoods and answers of every column → judge → scores → report."""
 
 import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-from evaluation.answers import BATCH_ROWS, GREEDY, greedy_answers
+from evaluation.answers import GREEDY
 from evaluation.batches import Batched
-from evaluation.cache import Cache, digest
+from evaluation.cache import digest
 from evaluation.columns import identity, parse_columns
 from evaluation.config import EvalConfig
 from evaluation.export import write_exports
 from evaluation.jobs import Slice, leaks, scored_rows
-from evaluation.likelihood import BATCH_TOKENS, response_nll
+from evaluation.judge import reach
 from evaluation.measures import chosen_measures
-from evaluation.passes import Pass, in_passes, passes
+from evaluation.passes import passes
 from evaluation.progress import Progress
-from evaluation.provenance import DECIDING, hardware, versions
+from evaluation.provenance import hardware, versions
 from evaluation.report import ColumnFacts, EvalReport
 from evaluation.samples import Outcome, make_samples
 from evaluation.scoring import score
 from evaluation.verdict import verdict
+from evaluation.work import Found, Prepared, judged, make_room, parts, text_to_probe, work
 from finetune import data, model
 from finetune.base import context_limit, load_base, load_tokenizer
 from finetune.config import from_mapping, parse
-from finetune.prompt import Template, template
+from finetune.prompt import template
 from finetune.run import Job, Reporter, Run
-from inference.columns import Column
-
-CACHE_FORMAT = 1  # raise it when answers of the same key may come out otherwise
-SAYING: dict[str, str] = {
-    "likelihood": "how likely are the references to each?",
-    "answers": "all answer the held-out prompts",
-}
-
-
-class Prepared(NamedTuple):
-    """Everything that scoring needs, loaded."""
-
-    source: model.Source
-    base: Any
-    template: Template
-    columns: list[Column]
-    passes: list[Pass]
-    rows: Slice
-    encoded: data.Examples
 
 
 def evaluate_run(run: Run, job: Job, reporter: Reporter) -> EvalReport | None:
@@ -54,41 +36,62 @@ def evaluate_run(run: Run, job: Job, reporter: Reporter) -> EvalReport | None:
     started = time.time()
     asked = parse(EvalConfig, job.config()["config"])
     prepared = _prepare(run, asked, reporter)
-    likelihoods, answers = _work(prepared, asked, job, reporter)
-    if job.stop_requested():
-        reporter.status(state="stopped")
-        return None
+    with Progress(job, reporter, parts(prepared, asked)) as progress:
+        found = work(prepared, asked, progress)
+        if progress.is_stopped():
+            reporter.status(state="stopped")
+            return None
+        labels = [column.label for column in prepared.columns]
+        rows = [example.row for example in prepared.encoded.examples]
+        leaked = _leaked(rows, prepared.rows)
+        measures = chosen_measures(asked.metrics)
+        outcome = make_samples(rows, leaked, found.likelihoods, found.answers, len(labels), measures)
+        compared = _compared(prepared, found)
+        opinion = None
+        if prepared.judge:
+            prepared = make_room(prepared)
+            opinion = judged(prepared, outcome.samples, asked, progress.hooks("judge"))
+            if opinion is None:
+                reporter.status(state="stopped")
+                return None
+            outcome = Outcome(opinion.samples, [*outcome.notes, *opinion.notes])
     reporter.status(message="scoring")
-    rows = [example.row for example in prepared.encoded.examples]
-    leaked = _leaked(rows, prepared.rows)
-    outcome = make_samples(rows, leaked, likelihoods, answers, len(prepared.columns), chosen_measures(asked.metrics))
-    scores = score(outcome.samples, [column.label for column in prepared.columns], asked.seed)
+    scores = score(outcome.samples, labels, asked.seed)
+    judge = opinion.report if opinion else None
     report = EvalReport(
         run=run.id,
-        **_compared(prepared, likelihoods, answers),
-        **_how(asked, outcome, likelihoods, answers),
+        **compared,
+        **_how(asked, outcome, found),
         seconds=time.time() - started,
-        verdict=verdict(scores),
+        verdict=verdict(scores, judge, found.probe, labels[0]),
         scores=scores,
+        judge=judge,
+        probe=found.probe,
     )
     write_exports(job.path, report, outcome.samples)
     return report
 
 
 def _prepare(run: Run, asked: EvalConfig, reporter: Reporter) -> Prepared:
+    def say(text: str) -> None:
+        reporter.status(message=text)
+
     facts = run.facts()
     config = from_mapping(run.config()["config"])
-    source = model.fetch(config.model, config.revision, lambda text: reporter.status(message=text))
+    source = model.fetch(config.model, config.revision, say)
     if source.sha256 != facts["model_sha256"]:
         raise ValueError(f"{run.id} was trained on {facts['model']}, and {source.origin} is not the same: fetch that.")
     columns = parse_columns(asked.columns, run)
     rows = scored_rows(run, asked)
-    chosen = template(load_tokenizer(source), facts["template"])
+    tokenizer = load_tokenizer(source)
+    chosen = template(tokenizer, facts["template"])
     limit = context_limit(source)
     encoded = data.encode_rows(rows.rows.rows, chosen, limit, limit)
-    reporter.status(state="running", message="loading the base in 4 bits", step=0, max_steps=2 * len(encoded.examples))
+    text, pieces = text_to_probe(asked, tokenizer)
+    judge = reach(asked, say)
+    reporter.status(state="running", message="loading the base in 4 bits")
     base = load_base(source)
-    return Prepared(source, base, chosen, columns, passes(base, columns), rows, encoded)
+    return Prepared(source, base, chosen, columns, passes(base, columns), rows, encoded, text, pieces, judge)
 
 
 def _leaked(scored: Sequence[data.Row], rows: Slice) -> list[str]:
@@ -98,66 +101,13 @@ def _leaked(scored: Sequence[data.Row], rows: Slice) -> list[str]:
     return [found[row.instruction, row.response] for row in scored]
 
 
-def _work(prepared: Prepared, asked: EvalConfig, job: Job, reporter: Reporter) -> tuple[Batched | None, Batched | None]:
-    """Likelihoods and answers of every example under every column, those that the metrics need."""
-    chosen, examples = prepared.template, prepared.encoded.examples
-    sources = {str(measure.source) for measure in chosen_measures(asked.metrics)}
-    halves = {half: text for half, text in SAYING.items() if half in sources}
-    reporter.status(max_steps=len(halves) * len(examples))
-    likelihoods = answers = None
-    with Progress(job, reporter, len(examples), halves) as progress:
-        if "likelihood" in halves:
-            caches = _caches("likelihoods", {"batch_tokens": BATCH_TOKENS}, prepared) if asked.cache else None
-            pad_id = chosen.tokenizer.pad_token_id or 0
-
-            def look(base: Any, sides: Any, caches: Any, hooks: Any) -> Batched:
-                return response_nll(base, examples, sides, pad_id, caches, hooks)
-
-            hooks = progress.hooks("likelihood")
-            likelihoods = in_passes(prepared.passes, len(examples), caches, hooks, look)
-        if "answers" in halves and not job.stop_requested():
-            context = {
-                "sampling": GREEDY.model_dump(),
-                "max_new_tokens": asked.max_new_tokens,
-                "batch_rows": BATCH_ROWS,
-                "stop": [sorted(chosen.stop_ids), list(chosen.stop_strings)],
-            }
-            caches = _caches("answers", context, prepared) if asked.cache else None
-            rows = [example.row for example in examples]
-            hooks = progress.hooks("answers")
-
-            def ask(base: Any, sides: Any, caches: Any, hooks: Any) -> Batched:
-                return greedy_answers(base, chosen, rows, sides, asked.max_new_tokens, caches, hooks)
-
-            answers = in_passes(prepared.passes, len(examples), caches, hooks, ask)
-    return likelihoods, answers
-
-
-def _caches(kind: str, context: dict[str, Any], prepared: Prepared) -> list[Cache]:
-    """A cache a column, keyed by everything that decides its results."""
-    machine = hardware()
-    context = context | {
-        "format": CACHE_FORMAT,
-        "model_sha256": prepared.source.sha256,
-        "template": prepared.template.id,
-        "dtype": _dtype(prepared.base),
-        "columns": len(prepared.columns),
-        "device": [gpu["name"] for gpu in machine["gpus"]] or machine["cpu"],
-        "versions": versions(DECIDING),
-    }
-    return [Cache(kind, context | identity(column)) for column in prepared.columns]
-
-
-def _dtype(base: Any) -> str:
-    return str(base.dtype).removeprefix("torch.")
-
-
-def _compared(prepared: Prepared, likelihoods: Batched | None, answers: Batched | None) -> dict[str, Any]:
+def _compared(prepared: Prepared, found: Found) -> dict[str, Any]:
     """The report's fields on what was compared on what."""
-    source, base, chosen, columns, _, rows, encoded = prepared
+    source, chosen, columns, rows = prepared.source, prepared.template, prepared.columns, prepared.rows
+    encoded = prepared.encoded
 
-    def cached(found: Batched | None, column: int) -> int:
-        return found.from_cache[column] if found else 0
+    def cached(batched: Batched | None, column: int) -> int:
+        return batched.from_cache[column] if batched else 0
 
     return {
         "columns": [column.label for column in columns],
@@ -167,8 +117,8 @@ def _compared(prepared: Prepared, likelihoods: Batched | None, answers: Batched 
                 strength=column.strength,
                 adapter_sha256=identity(column)["adapter"],
                 merged_sha256=identity(column).get("merged"),
-                answers_from_cache=cached(answers, at),
-                likelihoods_from_cache=cached(likelihoods, at),
+                answers_from_cache=cached(found.answers, at),
+                likelihoods_from_cache=cached(found.likelihoods, at),
             )
             for at, column in enumerate(columns)
         ],
@@ -179,16 +129,16 @@ def _compared(prepared: Prepared, likelihoods: Batched | None, answers: Batched 
         "examples_sha256": digest([list(example.row) for example in encoded.examples]),
         "split": rows.split,
         "template": chosen.id,
-        "dtype": _dtype(base),
+        "dtype": prepared.dtype,
         "rows": len(encoded.examples),
         "dropped": encoded.dropped,
         "shortened": encoded.shortened,
     }
 
 
-def _how(asked: EvalConfig, outcome: Outcome, likelihoods: Batched | None, answers: Batched | None) -> dict[str, Any]:
+def _how(asked: EvalConfig, outcome: Outcome, found: Found) -> dict[str, Any]:
     """The report's fields on how it was done."""
-    fitted = {"answer_rows": answers, "likelihood_tokens": likelihoods}
+    fitted = {"answer_rows": found.answers, "likelihood_tokens": found.likelihoods}
     kinds: Sequence[str] = [sample.leak for sample in outcome.samples if sample.leak]
     notes = list(outcome.notes)
     if kinds:
@@ -198,7 +148,7 @@ def _how(asked: EvalConfig, outcome: Outcome, likelihoods: Batched | None, answe
         "max_new_tokens": asked.max_new_tokens,
         "sampling": GREEDY.model_dump(),
         "seeds": {"statistics": asked.seed},
-        "batch": {name: found.budget for name, found in fitted.items() if found},
+        "batch": {name: batched.budget for name, batched in fitted.items() if batched},
         "hardware": hardware(),
         "versions": versions(),
         "notes": notes,

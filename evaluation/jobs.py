@@ -4,6 +4,7 @@ from typing import Literal, NamedTuple
 
 from evaluation.columns import parse_columns
 from evaluation.config import EvalConfig
+from evaluation.probe_text import read_text
 from finetune import data, job
 from finetune.config import from_mapping
 from finetune.duplicates import near_duplicates
@@ -33,17 +34,17 @@ def start_evaluation(run: Run, config: EvalConfig) -> Job:
 
 def check(run: Run, config: EvalConfig) -> None:
     """Refuse what can't be scored, before anything is made for it. Raises ValueError with a sentence."""
-    if not run.has_adapter():
-        raise ValueError(f"{run.id} has no adapter yet ({run.status()['state']}): evaluate it when it has ended.")
     parse_columns(config.columns, run)
     scored_rows(run, config)
+    if config.probe is not None:
+        read_text(config.probe)
 
 
 def scored_rows(run: Run, config: EvalConfig) -> Slice:
     """The rows that `config` asks for, the same for every run on that data.
 
-    They are the `test` part of the run's data; or the rows of `config.data`, unless that is the very data that the run
-    was trained on, whose test part it is then.
+    They are the `test` part of the run's data, or its `validation` part; or the rows of `config.data`, unless that is
+    the very data that the run was trained on, whose held-out part it is then.
 
     Raises:
         ValueError: the run's data is not what it was, or it holds out nothing.
@@ -58,14 +59,17 @@ def scored_rows(run: Run, config: EvalConfig) -> Slice:
         )
     split = data.select(config_then, rows)
     if config.data is not None:
-        other = data.load_rows(config.data)
+        other = data.load_rows(config.data, config.data_columns)
         if other.sha256 != rows.sha256:
             chosen = other._replace(rows=data.take(other.rows, config.rows))
             return Slice(chosen, f"{len(chosen.rows)} of {len(other.rows)} rows of {other.source}", split.train)
-    if not split.test:
-        raise ValueError(f"{run.id} holds out no rows to score: train with a test_fraction above 0, or on more rows.")
-    chosen = rows._replace(rows=data.take(split.test, config.rows))
-    return Slice(chosen, f"{len(chosen.rows)} of {len(split.test)} held-out (test) rows of the run's data", split.train)
+    held_out = split.test if config.part == "test" else split.validation
+    if not held_out:
+        part = f"{config.part}_fraction"
+        raise ValueError(f"{run.id} holds out no rows to score: train with a {part} above 0, or on more rows.")
+    chosen = rows._replace(rows=data.take(held_out, config.rows))
+    words = f"{len(chosen.rows)} of {len(held_out)} held-out ({config.part}) rows of the run's data"
+    return Slice(chosen, words, split.train)
 
 
 Leak = Literal["", "same", "near"]

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from evaluation.report import OVERALL, EvalReport, Score
+from evaluation.report import OVERALL, EvalReport, Score, read_report
 from finetune.run import Run, list_runs
 
 
@@ -47,7 +47,7 @@ def newest_report(run: Run) -> EvalReport | None:
     for job in run.evaluations():
         file = job.path / "report.json"
         if file.exists():
-            return EvalReport.model_validate_json(file.read_text())
+            return read_report(file)
     return None
 
 

@@ -14,7 +14,7 @@ class Measure:
         key: its name in files and in --metrics.
         name: its name for people.
         higher_is_better: None where neither way is better.
-        source: what it is taken from: how likely the references are, or what was answered.
+        source: what it is taken from: how likely the references are, what was answered, or what a judge makes of that.
         headline: whether the verdict speaks of it.
         categories: the categories that it means something on; None is all.
         weight: an example counts once, or by its reference's tokens or bytes.
@@ -23,7 +23,7 @@ class Measure:
     key: str
     name: str
     higher_is_better: bool | None
-    source: Literal["likelihood", "answers"] = "answers"
+    source: Literal["likelihood", "answers", "judge"] = "answers"
     headline: bool = False
     categories: frozenset[str] | None = None
     weight: Literal["examples", "tokens", "bytes"] = "examples"
@@ -49,6 +49,7 @@ MEASURES = {
         Measure("stopped", "stopped by itself", True, headline=True),
         Measure("repetition", "repeated 4-grams", False),
         Measure("similarity", "semantic similarity", True, headline=True),
+        Measure("judge", "judge's preference", True, "judge", headline=True),
     )
 }
 

@@ -2,30 +2,41 @@
 
 import time
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 from tqdm import tqdm
 
 from evaluation.batches import Hooks
 from finetune.run import Job, Reporter
 
-ANSWERS_WEIGH = 8.0  # an example's answers take about this many times as long as its likelihoods: for the ETA only
+# What an example (of the probe: a passage) takes of the time, its likelihoods being 1. For the ETA only.
+WEIGHTS = {"likelihood": 1.0, "answers": 8.0, "probe": 1.0, "judge": 6.0}
 
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
 
 
-class Progress:
-    """One bar over both halves of the work."""
+class Part(NamedTuple):
+    """One part of the work: what is said meanwhile, and how many steps it has."""
 
-    def __init__(self, job: Job, reporter: Reporter, examples: int, halves: dict[str, str]) -> None:
-        """`halves`: "likelihood" and "answers", those that are asked for, with what is said meanwhile."""
-        self._job, self._reporter, self._examples, self._halves = job, reporter, examples, halves
+    text: str
+    steps: int
+
+
+class Progress:
+    """One bar over all parts of the work."""
+
+    def __init__(self, job: Job, reporter: Reporter, parts: dict[str, Part]) -> None:
+        """`parts`: those of "likelihood", "answers", "probe" and "judge" that are asked for, in their order."""
+        self.parts = parts
+        self._job, self._reporter = job, reporter
         self._started = time.monotonic()
-        self._before = 0  # steps of the halves that are over
+        self._before = 0  # steps of the parts that are over
         self._weighed_before = 0.0
         self._resumed: float | None = None  # what the cache gave at once says nothing about the speed
-        self._total = sum(self._weight(half) for half in halves) * examples
-        self._bar = tqdm(total=examples * len(halves), disable=None, dynamic_ncols=True, bar_format=BAR)
+        self._total = sum(WEIGHTS[name] * part.steps for name, part in parts.items())
+        steps = sum(part.steps for part in parts.values())
+        self._bar = tqdm(total=steps, disable=None, dynamic_ncols=True, bar_format=BAR)
+        reporter.status(step=0, max_steps=steps)
 
     def __enter__(self) -> Self:
         return self
@@ -35,18 +46,21 @@ class Progress:
     ) -> None:
         self._bar.close()
 
-    def hooks(self, half: str) -> Hooks:
-        """For that half of the work; ask for it when it begins."""
-        before, weighed = self._before, self._weighed_before
-        self._before += self._examples
-        self._weighed_before += self._weight(half) * self._examples
-        self._bar.set_description(self._halves[half])
-        self._reporter.status(message=self._halves[half], step=before)
+    def is_stopped(self) -> bool:
+        return self._job.stop_requested()
+
+    def hooks(self, name: str) -> Hooks:
+        """For that part of the work; ask for it when it begins."""
+        before, weighed, part = self._before, self._weighed_before, self.parts[name]
+        self._before += part.steps
+        self._weighed_before += WEIGHTS[name] * part.steps
+        self._bar.set_description(part.text)
+        self._reporter.status(message=part.text, step=before)
 
         def done(count: int) -> None:
-            self._say(before + count, weighed + self._weight(half) * count)
+            self._say(before + count, weighed + WEIGHTS[name] * count)
 
-        return Hooks(done, self._job.stop_requested)
+        return Hooks(done, self.is_stopped)
 
     def _say(self, step: int, weighed: float) -> None:
         if self._resumed is None:
@@ -58,7 +72,3 @@ class Progress:
         self._bar.update(step - self._bar.n)
         if eta:
             self._bar.set_postfix_str(f"{tqdm.format_interval(eta['eta_seconds'])} left")
-
-    @staticmethod
-    def _weight(half: str) -> float:
-        return ANSWERS_WEIGH if half == "answers" else 1.0

@@ -1,14 +1,17 @@
 """EvalReport: what was compared, on what, and how it came out. The file `report.json` of an evaluation."""
 
+import json
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from evaluation.findings import Judgement, JudgeReport, ProbeReport
 from evaluation.measures import MEASURES
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3  # 2: without judge and probe; read_report reads it too
 OVERALL = "all"
 MIN_EXAMPLES = 10  # below this a bootstrap interval means little, and no verdict is given
 SIGNIFICANT = 0.05
@@ -36,6 +39,8 @@ class Sample(BaseModel):
     """UTF-8 bytes of the reference."""
     values: dict[str, list[float]]
     """Each measure's score under every column; a measure that means nothing on this category is left out."""
+    judgements: list[Judgement] = []
+    """The judge's, of each column but the first; empty without a judge."""
 
 
 class Score(BaseModel):
@@ -134,6 +139,20 @@ class EvalReport(BaseModel):
     """What a reader has to know: what was left out, what was flagged."""
     verdict: str
     scores: list[Score]
+    judge: JudgeReport | None = None
+    probe: ProbeReport | None = None
+
+
+def read_report(file: Path) -> EvalReport:
+    """A report of this version or an older one. Raises ValueError with a sentence for what is neither."""
+    try:
+        values = json.loads(file.read_text())
+        version = values["schema_version"]
+        if version <= SCHEMA_VERSION:
+            return EvalReport.model_validate(values)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"The report {file} can't be read.") from error
+    raise ValueError(f"The report {file} is of version {version}, and this program reads up to {SCHEMA_VERSION}.")
 
 
 def table(scores: Sequence[Score]) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from evaluation.stats import (
     holm,
     paired_difference,
     permutation_p,
+    sign_test_p,
     tally,
     weighted_mean,
 )
@@ -51,9 +52,12 @@ def score(samples: Sequence[Sample], labels: Sequence[str] = ("base", "tuned"), 
 def _score(measure: Measure, category: str, samples: Sequence[Sample], column: int, label: str, seed: int) -> Score:
     base, tuned, weights = pairs = _paired(measure, samples, column)
     difference = paired_difference(*pairs, seed=seed)
-    p = permutation_p(*pairs, seed=seed)
     better = measure.higher_is_better
     counted = tally(base, tuned, better)._asdict() if better is not None else {}
+    if measure.source == "judge":  # signs alone: the permutation test has an exact form
+        p = sign_test_p(counted["wins"], counted["losses"])
+    else:
+        p = permutation_p(*pairs, seed=seed)
     return Score(
         metric=measure.key,
         category=category,
