@@ -4,12 +4,14 @@ Bad input: one sentence, exit code 2.
 """
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
 from evaluation.config import EvalConfig
 from evaluation.jobs import create_evaluation
 from evaluation.leaderboard import leaderboard_text, leaderboards
+from evaluation.look import look
 from evaluation.report import EvalReport, read_report, table
 from finetune.config import parse
 from finetune.job import at_work
@@ -23,6 +25,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if arguments[:1] == ["work"]:
             return _work(arguments[1:])
+        if arguments[:1] == ["look"]:
+            return _look(arguments[1:])
         return _leaderboard(arguments[1:]) if arguments[:1] == ["leaderboard"] else _evaluate(arguments)
     except ValueError as error:
         print(f"evaluation: {error}", file=sys.stderr)
@@ -54,6 +58,16 @@ def _work(arguments: list[str]) -> int:
     parser.add_argument("--lock", type=int, required=True)
     args = parser.parse_args(arguments)
     _live(Job(args.path), args.lock)
+    return 0
+
+
+def _look(arguments: list[str]) -> int:
+    """What a training run that waits for it starts: not for people."""
+    parser = argparse.ArgumentParser(prog="python -m evaluation look")
+    parser.add_argument("path", type=Path)
+    parser.add_argument("step", type=int)
+    args = parser.parse_args(arguments)
+    print(json.dumps(look(Run(args.path), args.step)))
     return 0
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from html import escape
 
+from evaluation.html_findings import judge_section, judged_texts, probe_section
 from evaluation.measures import MEASURES
 from evaluation.report import OVERALL, EvalReport, Sample, Score, table
 
@@ -47,6 +48,8 @@ def html_report(report: EvalReport, samples: Sequence[Sample]) -> str:
         '<p class="soft">Change: paired by example, with its 95 % bootstrap interval. p: paired sign-flip permutation '
         "test, Holm-corrected over the categories.</p>",
         _score_table(report.scores),
+        judge_section(report.judge, report.columns[0]) if report.judge else "",
+        probe_section(report.probe, report.columns[0]) if report.probe else "",
         "<h2>What was compared</h2>",
         _facts(report),
         f"<h2>Examples</h2>{_examples(report, samples)}",
@@ -115,7 +118,7 @@ def _cell_kind(name: str, verdict: str) -> str:
 
 
 def _facts(report: EvalReport) -> str:
-    shown = report.model_dump(exclude={"scores", "verdict", "notes", "columns", "column_facts"})
+    shown = report.model_dump(exclude={"scores", "verdict", "notes", "columns", "column_facts", "judge", "probe"})
     for column in report.column_facts:
         shown[f"column {column.label}"] = column.model_dump(exclude={"label"})
     lines = [
@@ -142,6 +145,7 @@ def _example(report: EvalReport, s: Sample) -> str:
     head = escape(f"{s.category}{flag}: {s.instruction[:120]}")
     texts = [("prompt", f"{s.instruction}\n\n{s.context}".strip()), ("reference", s.reference)]
     texts += [(f"{label}, {stop}", a) for label, stop, a in zip(report.columns, s.stops, s.answers, strict=False)]
+    texts += judged_texts(s, report.columns)
     figures = [f"{MEASURES[key].name} {' | '.join(f'{v:.3f}' for v in values)}" for key, values in s.values.items()]
     body = "".join(f'<div class="soft">{escape(name)}</div><pre>{escape(text)}</pre>' for name, text in texts)
     return f'<details><summary>{head}</summary>{body}<p class="soft">{escape(" · ".join(figures))}</p></details>'

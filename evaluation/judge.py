@@ -117,10 +117,9 @@ def _answers(
             yield key, known
         else:
             missing.append(key)
-    asked = (
-        _at_once(missing, questions, judge, at_once, hooks) if judge.address else _in_turn(missing, questions, judge)
-    )
-    for key, value in asked:
+    far = bool(judge.address)
+    replies = _at_once(missing, questions, judge, at_once, hooks) if far else _in_turn(missing, questions, judge)
+    for key, value in replies:
         if value is None:
             judge.counts.failed += 1
         elif cache:

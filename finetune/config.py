@@ -105,6 +105,8 @@ class Training(Part):
     """Steps between two looks at the validation loss."""
     validation_rows: int = Field(default=64, ge=1)
     """Rows that the validation loss is taken over, the categories in proportion."""
+    evaluate_every_steps: int = Field(default=0, ge=0)
+    """Steps between two evaluations of answers to validation rows; training waits meanwhile. 0: none."""
     patience: int | None = Field(default=None, ge=1)
     """Stop after this many looks without a lower validation loss. Empty: never."""
     keep_best: bool = True

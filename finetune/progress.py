@@ -55,7 +55,7 @@ class Progress(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         seen = [event["tokens"] for event in self.reporter.job.metrics()[0] if "tokens" in event]
         self.tokens = seen[-1] if seen else 0  # of the steps before a resumption
-        self._restart_clock(state.global_step)
+        self.restart_clock(state.global_step)
         self.reporter.status(state="running", message="training", step=state.global_step, max_steps=state.max_steps)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -93,7 +93,7 @@ class Progress(TrainerCallback):
                 raise Diverged(f"The loss became {logs['loss']} at step {state.global_step}")
         if "eval_loss" in logs:
             self.reporter.metric(step=state.global_step, validation_loss=_number(logs["eval_loss"]))
-            self._restart_clock(state.global_step)
+            self.restart_clock(state.global_step)
             self._tell(f"step {state.global_step}/{state.max_steps}  validation loss {logs['eval_loss']:.4f}")
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -104,8 +104,8 @@ class Progress(TrainerCallback):
         if self._bar.disable:
             print(text, file=sys.stderr, flush=True)
 
-    def _restart_clock(self, step: int) -> None:
-        """Time spent on validation is no part of the training speed."""
+    def restart_clock(self, step: int) -> None:
+        """What came since the last step (validation, sample answers) is no part of the training speed."""
         self._marks.clear()
         self._marks.append((time.perf_counter(), step, self.tokens))
 

@@ -17,6 +17,7 @@ from finetune.base import compute_dtype
 from finetune.config import Training
 from finetune.data import IGNORED
 from finetune.launch import processes
+from finetune.looks import looks
 from finetune.loss import model_inputs, summed_loss, supervised_hidden
 from finetune.packing import Batch, Fixed, collate_packed, collate_padded, divide
 from finetune.progress import Diverged, Progress
@@ -57,7 +58,7 @@ class PackTrainer(Trainer):  # the rest of the loop, its checkpoints and their r
             data_collator=partial(collate_packed, fixed=fixed) if fixed else plain,
             train_dataset=batches.train,
             eval_dataset=batches.validation,
-            callbacks=[progress],
+            callbacks=[progress, *looks(training, progress, folder)],
         )
         self.remove_callback(PrinterCallback)
         self.model_accepts_loss_kwargs = True  # compute_loss divides by the tokens of the whole accumulation itself

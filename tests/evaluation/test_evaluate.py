@@ -64,7 +64,7 @@ def test_from_the_command_line(run: Run, capsys: pytest.CaptureFixture[str]) -> 
     assert job.status()["state"] == "finished"
     report = EvalReport.model_validate(read_json(job.path / "report.json"))
     assert report.verdict in done.stdout
-    assert report.rows == 16 and report.columns == ["base", "tuned"] and report.schema_version == 2
+    assert report.rows == 16 and report.columns == ["base", "tuned"] and report.schema_version == 3
     assert {s.category for s in report.scores} > {"all", "open_qa"}
     assert report.hardware["cores"] >= 1 and report.versions["sacrebleu"] and report.leaks == {"same": 0, "near": 0}
     samples = [Sample.model_validate_json(line) for line in (job.path / "samples.jsonl").open()]
