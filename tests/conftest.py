@@ -14,7 +14,7 @@ from urllib.request import urlopen
 
 import pytest
 
-pytest_plugins = ["browsing"]  # the browser, and the page over a tiny model
+pytest_plugins = ["browsing", "scored"]  # the page over a tiny model in a browser; a run to evaluate
 
 ROOT = Path(__file__).resolve().parents[1]
 DOLLY_ROWS = ROOT.parent / "shared" / "data" / "dolly" / "rows.jsonl"

@@ -7,52 +7,29 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, here, make_adapter, read_json, tandem, tiny_run_settings, wait_for
+from conftest import ROOT, here, make_adapter, read_json, tandem, wait_for
+from scored import evaluated
 
 from evaluation.__main__ import main
 from evaluation.config import EvalConfig
 from evaluation.jobs import create_evaluation, leaks, scored_rows, start_evaluation
 from evaluation.report import OVERALL, EvalReport, Sample
-from finetune.__main__ import main as train
 from finetune.base import add_lora, load_base
-from finetune.config import Lora, TrainConfig, from_mapping, with_settings
+from finetune.config import Lora, from_mapping
 from finetune.data import Row, load_rows, select
-from finetune.job import create_run
 from finetune.merged import merge
-from finetune.run import ENDED, Job, Run, create_job, list_runs
+from finetune.run import ENDED, Run, create_job, list_runs
 from finetune.trainer import save_adapter
 
 
-@pytest.fixture(scope="module")
-def trained(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path]]:
-    """A runs folder with one finished run of the tiny model, and its data file."""
-    folder = tmp_path_factory.mktemp("trained")
-    rows = Path(shutil.copy(ROOT / "assets" / "dolly_sample.jsonl", folder / "rows.jsonl"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TANDEM_RUNS", str(folder / "runs"))
-        run, lock = create_run(with_settings(TrainConfig(), tiny_run_settings(tiny_model, rows)), "test")
-        here(train, "work", str(run.path), "--lock", str(lock))
-        assert run.status()["state"] == "finished", run.status()
-    yield folder / "runs", rows
-
-
 @pytest.fixture
-def run(trained: tuple[Path, Path], runs: Path) -> Run:
-    """A copy of that run, in this test's own runs folder; its data file is one file for all."""
-    shutil.copytree(trained[0], runs)
-    return list_runs()[0]
-
-
-def evaluated(run: Run, *arguments: str) -> tuple[EvalReport, Job]:
-    assert here(main, run.id, *arguments) == 0
-    job = run.evaluations()[0]
-    return EvalReport.model_validate(read_json(job.path / "report.json")), job
+def run(trained_run: Run) -> Run:
+    return trained_run
 
 
 def test_from_the_command_line(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
@@ -84,10 +61,15 @@ def test_from_the_command_line(run: Run, capsys: pytest.CaptureFixture[str]) -> 
 def test_a_merged_model_and_dora_are_columns_too(run: Run, tiny_source: Any, tmp_path: Path) -> None:
     """Onto the weights that it was trained against, the merged model scores as the adapter does."""
     merge(run, "nf4", None, 4, print)
-    report, _ = evaluated(run, "--columns", "base,tuned,merged", "--rows", "12", "--max-new-tokens", "4")
+    report, _ = evaluated(
+        run, "--columns", "base,tuned,merged", "--rows", "12", "--max-new-tokens", "4", "--probe", "default"
+    )
     loss = {score.column: score for score in report.scores if (score.metric, score.category) == ("loss", "all")}
     assert loss["merged"].tuned == pytest.approx(loss["tuned"].tuned, abs=1e-4)
     assert loss["merged"].tuned < loss["merged"].base
+    assert report.probe is not None and "On text that is no instruction, merged departs from base" in report.verdict
+    far = {d.column: d.kl for d in report.probe.departures if d.kind == "all"}
+    assert far["merged"] == pytest.approx(far["tuned"], rel=1e-2) and far["tuned"] > 0
     assert [fact.merged_sha256 is None for fact in report.column_facts] == [True, True, False]
 
     shutil.rmtree(run.adapter)
@@ -137,6 +119,10 @@ def test_rows_of_another_file_with_their_leaks(run: Run, trained: tuple[Path, Pa
     assert report.rows == 3 and report.leaks == {"same": 1, "near": 1} and "2 of the scored prompts" in report.notes[0]
     samples = [Sample.model_validate_json(line) for line in (job.path / "samples.jsonl").open()]
     assert sorted(s.leak for s in samples) == ["", "near", "same"]
+    renamed = [{"q": row.instruction, "a": row.response, "notes": 7} for row in rows]
+    file.write_text("".join(json.dumps(row) + "\n" for row in renamed))
+    mapped = scored_rows(run, EvalConfig(data=str(file), data_columns="instruction=q, response=a"))
+    assert [row.response for row in mapped.rows.rows] == [row.response for row in rows]
     same, _ = evaluated(run, "--data", str(trained[1]), "--rows", "4", "--metrics", "loss")
     assert "held-out" in same.split  # the run's own file: what it was trained on is not scored
 
@@ -174,6 +160,11 @@ def test_bad_input_is_one_sentence(run: Run, runs: Path, capsys: pytest.CaptureF
         ([run.id, "--columns", "base,nonsense"], "There is no run 'nonsense'"),
         ([run.id, "--metrics", "rouge_9"], "There is no metric 'rouge_9'"),
         ([run.id, "--data", "nowhere.jsonl"], "nowhere.jsonl"),
+        ([run.id, "--data-columns", "instruction=q"], "give data too"),
+        ([run.id, "--probe", "nowhere.txt"], "nowhere.txt can't be read"),
+        ([run.id, "--judge", "ftp://host/v1"], "must be an http or https address"),
+        ([run.id, "--judge", "https://me:secret@host/v1"], "the key belongs into TANDEM_JUDGE_KEY"),
+        ([run.id, "--metrics", "loss,judge"], "say who judges"),
     ]:
         assert main(arguments) == 2, arguments
         said = capsys.readouterr().err
