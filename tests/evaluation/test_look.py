@@ -41,17 +41,14 @@ def test_training_is_the_same_bit_for_bit(trained: tuple[Path, Path], tiny_model
         return [[event.get(name) for name in names] for event in one.metrics()[0] if "scores" not in event]
 
     assert learned(run) == learned(plain) and len(learned(run)) >= 6
-    for name in ("adapter_model.safetensors", "adapter_config.json"):
-        assert (run.adapter / name).read_bytes() == (plain.adapter / name).read_bytes()
+    weights, others = ((one.adapter / "adapter_model.safetensors").read_bytes() for one in (run, plain))
+    assert weights == others
 
     (event,) = [event for event in run.metrics()[0] if "scores" in event]
     (folder,) = (run.path / "looks").iterdir()
     report = EvalReport.model_validate(read_json(folder / "report.json"))
-    assert (
-        event["step"] == 3
-        and report.columns == ["base", "checkpoint-3"]
-        and Job(folder).status()["state"] == "finished"
-    )
+    assert event["step"] == 3 and report.columns == ["base", "checkpoint-3"]
+    assert Job(folder).status()["state"] == "finished"
     loss = event["scores"]["loss"]
     assert loss == {"base": report.scores[0].base, "tuned": report.scores[0].tuned} and loss["tuned"] < loss["base"]
     assert set(event["scores"]) == {"rows", "loss", "rouge_l", "chrf", "stopped", "repetition"}
@@ -76,9 +73,8 @@ def test_what_goes_wrong_is_said_and_training_goes_on(living: Run) -> None:
         assert Looks(living, 1, said, (sys.executable, "-c", code))._figures(7) == {}
         assert "step 7 could not be scored" in said.lines[0]
     said = Said()
-    good = Looks(
-        living, 1, said, (sys.executable, "-c", "import sys; print('x'); print('{\"at\": ' + sys.argv[2] + '}')")
-    )
+    prints = "import sys; print('x'); print('{\"at\": ' + sys.argv[2] + '}')"
+    good = Looks(living, 1, said, (sys.executable, "-c", prints))
     assert good._figures(7) == {"at": 7} and not said.lines
 
 

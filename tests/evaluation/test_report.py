@@ -2,16 +2,19 @@
 
 import csv
 import io
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from evaluation.export import llm_comparator, samples_csv
+from evaluation.export import llm_comparator, samples_csv, write_exports
+from evaluation.findings import Counts, Departure, Judgement, JudgeReport, ProbeReport
 from evaluation.html_report import html_report
+from evaluation.judge_scores import preferences
 from evaluation.leaderboard import leaderboard_text, leaderboards
-from evaluation.report import EvalReport, Sample, table
+from evaluation.report import EvalReport, Sample, read_report, table
 from evaluation.scoring import score
 from evaluation.verdict import verdict
 from finetune.run import Run, create_job
@@ -101,6 +104,61 @@ def test_llm_comparator_has_every_field_that_the_tool_requires() -> None:
         }  # fmt: skip
         assert example["score"] == pytest.approx(-0.75)  # B, the tuned one, is better: negative, within ±1.5
         assert set(example["custom_fields"]) <= set(kinds) and kinds["ROUGE-L"] == "per_model_number"
+
+
+def judged_report(text: str) -> tuple[EvalReport, list[Sample]]:
+    """A report with a judge and a probe whose every text is `text`."""
+    won = Judgement(outcome="win", choices=["second", "first"], reasons=[text, text])
+    turned = Judgement(outcome="tie", choices=["first", "first"], reasons=["", ""])
+    samples = [a_sample(at, text).model_copy(update={"judgements": [won if at else turned]}) for at in range(12)]
+    judge = JudgeReport(
+        judge=text,
+        address="http://here/v1",
+        prompt="1",
+        with_reference=True,
+        counts=Counts(calls=24),
+        cost=0.5,
+        preferences=preferences(samples, ["base", "tuned"]),
+    )
+    kl, loss = {"kl": 0.1, "kl_low": 0.05, "kl_high": 0.2, "kl_p99": 1.0}, {"loss_base": 2.0, "loss_column": 2.5}
+    far = Departure(column="tuned", kind="all", passages=3, tokens=9, loss_low=0.4, loss_high=0.6, **kl, **loss)
+    probe = ProbeReport(text=text, text_sha256="0", departures=[far, far.model_copy(update={"kind": "news"})])
+    report = a_report(samples, judge=judge, probe=probe)
+    return report.model_copy(update={"verdict": verdict(report.scores, judge, probe)}), samples
+
+
+def test_judge_and_probe_are_in_every_form_of_the_report(tmp_path: Path) -> None:
+    report, samples = judged_report(EVIL)
+    assert "preferred tuned to base in 100 % of the 11 examples" in report.verdict
+    assert "rose by 0.500 (2.000 → 2.500" in report.verdict
+    write_exports(tmp_path, report, samples)
+    page = (tmp_path / "report.html").read_text()
+    assert "<script" not in page and page.count("alert(&quot;x&quot;)") > 30
+    assert "<h2>The judge</h2>" in page and "100 % [72, 100]" in page and "cost 0.5000" in page
+    assert "<h2>Text that is no instruction</h2>" in page and "0.1000 [0.0500, 0.2000]" in page
+    assert "the judge on tuned: better" in page and "base first: second" in page
+    assert read_report(tmp_path / "report.json") == report
+    lines = list(csv.DictReader((tmp_path / "samples.csv").open(newline="")))
+    assert [line["judged_tuned"] for line in lines[:2]] == ["tie", "win"]
+    compared = json.loads((tmp_path / "llm_comparator.json").read_text())
+    tie, win = compared["examples"][:2]
+    assert tie["score"] == 0 and [r["score"] for r in tie["individual_rater_scores"]] == [1, -1]
+    assert win["score"] == -1 and [r["rating_label"] for r in win["individual_rater_scores"]] == ["B is better"] * 2
+    assert "the judge" in compared["metadata"]["source_path"]
+
+
+def test_older_reports_are_read_and_newer_ones_are_not(tmp_path: Path) -> None:
+    report = a_report([a_sample(at) for at in range(12)])
+    file = tmp_path / "report.json"
+    file.write_text(json.dumps(report.model_dump(exclude={"judge", "probe"}) | {"schema_version": 2}))
+    assert read_report(file) == report.model_copy(update={"schema_version": 2})
+    file.write_text(json.dumps(report.model_dump() | {"schema_version": 99}))
+    with pytest.raises(ValueError, match="of version 99, and this program reads up to 3"):
+        read_report(file)
+    for broken in ("{", "[]", "{}", '{"schema_version": "x"}'):
+        file.write_text(broken)
+        with pytest.raises(ValueError, match="can't be read"):
+            read_report(file)
 
 
 def test_bleu_is_that_of_the_corpus_too() -> None:

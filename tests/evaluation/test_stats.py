@@ -3,7 +3,15 @@
 import numpy as np
 import pytest
 
-from evaluation.stats import further_examples, holm, paired_difference, permutation_p, tally
+from evaluation.stats import (
+    further_examples,
+    holm,
+    paired_difference,
+    permutation_p,
+    share_interval,
+    sign_test_p,
+    tally,
+)
 
 
 def test_intervals_cover_a_known_difference() -> None:
