@@ -114,7 +114,7 @@ def test_no_difference_is_never_settled() -> None:
 
 def test_the_sign_test_and_the_interval_of_a_share_never_disagree() -> None:
     assert sign_test_p(0, 0) == 1.0 and sign_test_p(5, 0) == pytest.approx(2 * 0.5**5)
-    assert share_interval(0.0, 10) == (0.0, pytest.approx(1 - 0.025 ** (1 / 10)))
+    assert share_interval(0.0, 10) == pytest.approx((0.0, 1 - 0.025 ** (1 / 10)))
     for n in range(1, 60):
         for wins in range(n + 1):
             low, high = share_interval(wins / n, n)
