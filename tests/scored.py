@@ -1,15 +1,12 @@
 """A finished run of the tiny model, shared by the tests that evaluate one, and an evaluation of it."""
 
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from conftest import ROOT, here, read_json, tiny_run_settings
 
-from evaluation.config import EvalConfig
 from evaluation.report import EvalReport
 from finetune.run import Job, Run
 

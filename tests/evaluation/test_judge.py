@@ -18,7 +18,7 @@ import pytest
 import torch
 from conftest import ROOT, wait_for
 from scipy.stats import binomtest
-from scored import evaluated_here
+from scored import evaluated
 
 from evaluation.batches import Hooks
 from evaluation.config import EvalConfig, JudgeName, judge_name
@@ -294,13 +294,13 @@ def test_a_local_judge_gives_the_likeliest_verdict(tiny_source: Any, tiny_base: 
 
 
 def test_an_evaluation_with_a_judge_here(trained_run: Run, tiny_model: Path) -> None:
-    settings = {"rows": 12, "max_new_tokens": 8, "metrics": "loss", "judge": f"base:{tiny_model}"}
-    report, _ = evaluated_here(trained_run, **settings)
+    arguments = ("--rows", "12", "--max-new-tokens", "8", "--metrics", "loss", "--judge", f"base:{tiny_model}")
+    report, _ = evaluated(trained_run, *arguments)
     assert isinstance(report.judge, JudgeReport) and report.judge.model_sha256 == report.model_sha256
     overall = report.judge.preferences[0]
     assert overall.wins + overall.ties + overall.losses == 12 and not overall.failed
     assert {s.metric for s in report.scores} == {"loss", "judge"} and "The judge" in report.verdict
-    again, _ = evaluated_here(trained_run, **settings)
+    again, _ = evaluated(trained_run, *arguments)
     assert again.judge is not None and again.judge.counts.calls == 0
     assert again.judge.preferences == report.judge.preferences
 
@@ -330,7 +330,7 @@ def test_a_killed_evaluation_asks_only_what_is_missing(serve: Any, trained_run: 
     open_.set()
     time.sleep(0.3)  # whatever hung at the gate is answered, to nobody
     before = Counter(server.asked)
-    report, job = evaluated_here(trained_run, **settings)
+    report, job = evaluated(trained_run, *arguments)
     assert report.judge is not None
     counts = report.judge.counts
     assert counts.from_cache == 7 and counts.calls == sum((server.asked - before).values())

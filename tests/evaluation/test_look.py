@@ -7,16 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import read_json, tiny_run_settings, wait_for
+from conftest import here, read_json, tiny_run_settings
 
 from evaluation.config import EvalConfig
 from evaluation.jobs import scored_rows
 from evaluation.report import EvalReport, Sample
+from finetune.__main__ import main as train
 from finetune.config import TrainConfig, with_settings
 from finetune.data import load_rows, select
-from finetune.job import start_training
+from finetune.job import create_run
 from finetune.looks import Looks
-from finetune.run import ENDED, Job, Run, create_job
+from finetune.run import Job, Run, create_job
 
 
 class Said:
@@ -31,8 +32,8 @@ class Said:
 
 def test_training_is_the_same_bit_for_bit(trained: tuple[Path, Path], tiny_model: Path, runs: Path) -> None:
     settings = tiny_run_settings(tiny_model, trained[1]) | {"evaluate_every_steps": 3}
-    run = start_training(with_settings(TrainConfig(), settings), "looked at")
-    wait_for(lambda: run.status()["state"] in ENDED, 240)
+    run, lock = create_run(with_settings(TrainConfig(), settings), "looked at")
+    here(train, "work", str(run.path), "--lock", str(lock))
     assert run.status()["state"] == "finished", run.log_tail()
     plain = Run(next(path for path in trained[0].iterdir() if not path.name.startswith(".")))
 
