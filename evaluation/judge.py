@@ -28,6 +28,7 @@ FIRST_CHOICES: dict[tuple[str, str], Outcome] = {("second", "first"): "win", ("f
 class LocalModel(NamedTuple):
     """A judge on this machine that is not in memory yet."""
 
+    name: str
     source: model.Source
 
 
@@ -36,7 +37,9 @@ def reach(asked: EvalConfig, say: Callable[[str], None]) -> Endpoint | LocalMode
     if asked.judge is None:
         return None
     name = judge_name(asked.judge)
-    return Endpoint(name, asked.judge_tokens) if name.address else LocalModel(model.fetch(name.model, None, say))
+    if name.address:
+        return Endpoint(name, asked.judge_tokens)
+    return LocalModel(name.model, model.fetch(name.model, None, say))
 
 
 class Judged(NamedTuple):
@@ -166,8 +169,9 @@ def _at_once(
 
 def _context(judge: Any, asked: EvalConfig) -> dict[str, Any]:
     """All that decides a reply but the question: of a model here its weights, else its name and where it is."""
-    who = {"model_sha256": judge.source.sha256} if not judge.address else {"address": judge.address}
-    return who | {"model": judge.model, "prompt": PROMPT, "longest": asked.judge_tokens}
+    if not judge.address:
+        return {"model_sha256": judge.source.sha256, "prompt": PROMPT}
+    return {"address": judge.address, "model": judge.model, "prompt": PROMPT, "longest": asked.judge_tokens}
 
 
 def _with_judgements(sample: Sample, i: int, columns: int, read: dict[_Place, Value | None]) -> Sample:

@@ -21,9 +21,9 @@ class LocalJudge:
 
     address = ""
 
-    def __init__(self, source: Source, base: Any = None) -> None:
+    def __init__(self, name: str, source: Source, base: Any = None) -> None:
         """`base`: the model, if it is in memory already. Raises ValueError where its tokenizer can't tell A from B."""
-        self.model = source.origin
+        self.model = name
         self.source = source
         self.counts = Counts()
         self.trouble = ""

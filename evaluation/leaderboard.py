@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 from evaluation.report import OVERALL, EvalReport, Score, read_report
@@ -43,11 +44,10 @@ def leaderboards(runs: Sequence[Run] | None = None) -> list[Board]:
 
 
 def newest_report(run: Run) -> EvalReport | None:
-    """The newest evaluation of a run that has one, or None."""
+    """The newest report of a run that has one which can be read, or None."""
     for job in run.evaluations():
-        file = job.path / "report.json"
-        if file.exists():
-            return read_report(file)
+        with suppress(FileNotFoundError, ValueError):  # it has not ended, or is of another version
+            return read_report(job.path / "report.json")
     return None
 
 

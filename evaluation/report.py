@@ -1,12 +1,12 @@
 """EvalReport: what was compared, on what, and how it came out. The file `report.json` of an evaluation."""
 
-import json
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from evaluation.findings import Judgement, JudgeReport, ProbeReport
 from evaluation.measures import MEASURES
@@ -144,15 +144,25 @@ class EvalReport(BaseModel):
 
 
 def read_report(file: Path) -> EvalReport:
-    """A report of this version or an older one. Raises ValueError with a sentence for what is neither."""
+    """A report.json of this version or an older one, parsed once for as long as it stays the same file.
+
+    Raises:
+        ValueError: it is no report, or one of a newer version.
+    """
+    stat = file.stat()
+    return _parsed(file, stat.st_mtime_ns, stat.st_size)
+
+
+@lru_cache(maxsize=64)
+def _parsed(file: Path, modified: int, size: int) -> EvalReport:
     try:
-        values = json.loads(file.read_text())
-        version = values["schema_version"]
-        if version <= SCHEMA_VERSION:
-            return EvalReport.model_validate(values)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"The report {file} can't be read.") from error
-    raise ValueError(f"The report {file} is of version {version}, and this program reads up to {SCHEMA_VERSION}.")
+        report = EvalReport.model_validate_json(file.read_bytes())
+    except ValidationError as error:
+        raise ValueError(f"{file.parent.name} holds no report that can be read here: evaluate again.") from error
+    if report.schema_version > SCHEMA_VERSION:
+        version = f"version {report.schema_version}, and this program reads up to {SCHEMA_VERSION}"
+        raise ValueError(f"The report of {file.parent.name} is of {version}.")
+    return report
 
 
 def table(scores: Sequence[Score]) -> list[dict[str, Any]]:

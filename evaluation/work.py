@@ -157,7 +157,7 @@ def judged(prepared: Prepared, samples: Sequence[Sample], asked: EvalConfig, hoo
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        judge = LocalJudge(prepared.judge.source, prepared.base)
+        judge = LocalJudge(prepared.judge.name, prepared.judge.source, prepared.base)
     else:
         assert prepared.judge is not None
         judge = prepared.judge

@@ -12,8 +12,10 @@ from evaluation.answers import greedy_answers, prompts_of
 from evaluation.batches import Hooks, Item, run_batched
 from evaluation.cache import Cache, ids_key
 from evaluation.columns import Side
+from evaluation.progress import Part, Progress
 from finetune.data import load_rows
 from finetune.prompt import template
+from finetune.run import Reporter, create_job
 from inference.decode import decode
 from inference.lora import load_adapter
 
@@ -140,3 +142,26 @@ def test_half_a_line_costs_no_other(tmp_path: Path) -> None:
 
 def test_a_key_knows_where_the_prompt_ends() -> None:
     assert ids_key([1, 2], [3]) != ids_key([1], [2, 3]) != ids_key([1, 2, 3])
+
+
+def test_the_time_left_is_of_all_parts_and_not_of_what_the_cache_gave(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two parts of 10 steps, the second one's 8 times as long; half of the first was known. 1 s a weight."""
+    job, _ = create_job(runs, "evaluation", {})
+    clock = iter([100.0, 100.0, 103.0, 105.0, 113.0])
+    monkeypatch.setattr("evaluation.progress.time.monotonic", lambda: next(clock))
+    parts = {"likelihood": Part("reading", 10), "answers": Part("answering", 10)}
+    with Progress(job, Reporter(job), parts) as progress:
+        reading = progress.hooks("likelihood")
+        assert (job.status()["step"], job.status()["max_steps"], job.status()["message"]) == (0, 20, "reading")
+        reading.on_done(5)
+        assert "eta_seconds" not in job.status()
+        reading.on_done(8)
+        assert job.status()["eta_seconds"] == pytest.approx(2 + 80)
+        reading.on_done(10)
+        progress.hooks("answers").on_done(1)
+        assert job.status()["step"] == 11 and job.status()["eta_seconds"] == pytest.approx(72)
+        assert not reading.cancelled()
+        job.request_stop()
+        assert reading.cancelled()

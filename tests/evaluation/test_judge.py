@@ -281,7 +281,7 @@ def test_who_may_judge() -> None:
 
 
 def test_a_local_judge_gives_the_likeliest_verdict(tiny_source: Any, tiny_base: Any, tiny_tokenizer: Any) -> None:
-    judge = LocalJudge(tiny_source, tiny_base)
+    judge = LocalJudge("tiny", tiny_source, tiny_base)
     for number in range(3):
         question = Question(f"Question {number}?", "", "one", "two " * (number + 1))
         prompt = template(tiny_tokenizer).encode_prompt([Turn(user_text(question))], SYSTEM)

@@ -11,15 +11,16 @@ import torch
 from rouge_score.rouge_scorer import RougeScorer
 
 from evaluation import similarity
-from evaluation.batches import Item
+from evaluation.batches import Batched, Item
 from evaluation.columns import Side
 from evaluation.likelihood import response_nll
 from evaluation.measures import MEASURES, chosen_measures
 from evaluation.metrics import Bleu, Chrf, RougeScores, Shape, ShortAnswer, answer_scores, corpus_scores
 from evaluation.report import OVERALL, Sample
+from evaluation.samples import make_samples
 from evaluation.scoring import score
 from evaluation.verdict import verdict
-from finetune.data import encode_rows, load_rows
+from finetune.data import Row, encode_rows, load_rows
 from finetune.prompt import template
 from inference.lora import Placed, load_adapter, placed
 
@@ -148,6 +149,17 @@ def test_loss_by_token_and_by_example() -> None:
     overall = {s.metric: s.base for s in scores if s.category == OVERALL}
     assert overall["loss"] == pytest.approx(1.25) and overall["loss_by_example"] == pytest.approx(1.5)
     assert math.exp(overall["loss"]) == pytest.approx(3.490, abs=1e-3)
+
+
+def test_loss_and_bits_per_byte_by_hand() -> None:
+    """14 nats over 7 tokens and 5 bytes (two of them one letter): 2 nats a token, 14 / ln 2 / 5 bits a byte."""
+    rows = [Row("q", "", "abcé", "open_qa")]
+    likelihoods = Batched({Item(0, c): {"nll": 14.0 / (c + 1), "tokens": 7} for c in range(2)}, [0, 0], 1)
+    (made,) = make_samples(rows, [""], likelihoods, None, 2, chosen_measures("loss,bits_per_byte")).samples
+    assert made.values["loss"] == [2.0, 1.0] and made.bytes == 5
+    assert made.values["bits_per_byte"] == pytest.approx([14 / math.log(2) / 5, 7 / math.log(2) / 5])
+    overall = next(s for s in score([made]) if s.metric == "bits_per_byte")
+    assert overall.tuned == pytest.approx(7 / math.log(2) / 5)
 
 
 def test_short_answer_scores_are_for_categories_that_have_short_answers() -> None:
