@@ -50,20 +50,21 @@ def html_table(head: Iterable[str], rows: Iterable[Sequence[str]], numbers_from:
         kinds = ["number" if at >= numbers_from else "" for at in range(len(row))]
         cells = [f'<td class="{kind}">{escape(text)}</td>' for kind, text in zip(kinds, row, strict=True)]
         body.append(f"<tr>{''.join(cells)}</tr>")
-    names = "".join(f"<th>{escape(name)}</th>" for name in head)
+    names = "".join(
+        f'<th class="{"number" if at >= numbers_from else ""}">{escape(name)}</th>' for at, name in enumerate(head)
+    )
     return f'<div class="scroll"><table><thead><tr>{names}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
 
 
 def judged_texts(sample: Sample, columns: Sequence[str]) -> list[tuple[str, str]]:
-    """(heading, text) of what the judge made of an example."""
+    """(heading, text) of what the judge made of an example: whom it chose in each order, and why."""
     found = []
     for label, judgement in zip(columns[1:], sample.judgements, strict=False):
-        replies = [
-            f"{order}: {choice or 'no clear reply'}" + (f"\n{reason}" if reason else "")
-            for order, choice, reason in zip(
-                (f"{columns[0]} first", f"{label} first"), judgement.choices, judgement.reasons, strict=False
-            )
-        ]
+        orders = ((columns[0], label), (label, columns[0]))
+        replies = []
+        for (first, second), choice, reason in zip(orders, judgement.choices, judgement.reasons, strict=False):
+            chosen = {"first": first, "second": second, "tie": "neither", "": "no clear reply"}[choice]
+            replies.append(f"{first} first: {chosen}" + (f"\n{reason}" if reason else ""))
         heading = f"the judge on {label}: {OUTCOMES[judgement.outcome]}"
         found.append((heading, "\n\n".join(replies) or "the same answer: not asked"))
     return found

@@ -136,7 +136,7 @@ def test_judge_and_probe_are_in_every_form_of_the_report(tmp_path: Path) -> None
     assert "<script" not in page and page.count("alert(&quot;x&quot;)") > 30
     assert "<h2>The judge</h2>" in page and "100 % [72, 100]" in page and "cost 0.5000" in page
     assert "<h2>Text that is no instruction</h2>" in page and "0.1000 [0.0500, 0.2000]" in page
-    assert "the judge on tuned: better" in page and "base first: second" in page
+    assert "the judge on tuned: better" in page and "base first: tuned\n" in page and "tuned first: tuned\n" in page
     assert read_report(tmp_path / "report.json") == report
     lines = list(csv.DictReader((tmp_path / "samples.csv").open(newline="")))
     assert [line["judged_tuned"] for line in lines[:2]] == ["tie", "win"]
