@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -66,14 +66,28 @@ def reopen(run: Run) -> int:
     if state == "finished":
         raise ValueError(f"{run.id} has finished: there is nothing to resume.")
     lock = os.open(run.path / "lock", os.O_CREAT | os.O_RDWR)
-    for _ in range(20):  # whoever looks at the run holds a shared lock for an instant
+    if not _patiently(lock):
+        os.close(lock)
+        raise ValueError(f"{run.id} is {state}: stop it first.")
+    (run.path / "stop").unlink(missing_ok=True)
+    os.utime(run.path / "lock")  # it queues behind whoever waits already
+    return lock
+
+
+@contextmanager
+def hold(job: Job) -> Iterator[bool]:
+    """Hold an ended job's lock, so that nobody goes on with it meanwhile. Yields False where it is alive."""
+    with (job.path / "lock").open("a") as lock:
+        yield _patiently(lock)
+
+
+def _patiently(lock: Any) -> bool:
+    """Take a lock; whoever looks at the job holds a shared one for an instant."""
+    for _ in range(20):
         if try_lock(lock):
-            (run.path / "stop").unlink(missing_ok=True)
-            os.utime(run.path / "lock")  # it queues behind whoever waits already
-            return lock
+            return True
         time.sleep(0.05)
-    os.close(lock)
-    raise ValueError(f"{run.id} is {state}: stop it first.")
+    return False
 
 
 def resume_training(run: Run) -> None:
@@ -100,16 +114,16 @@ def spawn(job: Job, lock: int, module: str) -> None:
 
 
 @contextmanager
-def at_work(job: Job, lock: int) -> Iterator[Reporter]:
+def at_work(job: Job, lock: int, on_device: bool = True) -> Iterator[Reporter]:
     """A job's life: wait for the turn, work, and say how it ended. The project's one catch-all is here.
 
-    SIGTERM and Ctrl-C ask for an orderly stop; a second Ctrl-C interrupts.
+    SIGTERM and Ctrl-C ask for an orderly stop; a second Ctrl-C interrupts. What needs no device waits for nobody.
     """
     os.set_inheritable(lock, False)
     reporter = Reporter(job)
     _stop_on_signals(job)
     try:
-        with _device(job, reporter) as granted:
+        with _device(job, reporter) if on_device else nullcontext(True) as granted:
             if granted:
                 reporter.begin()
                 yield reporter

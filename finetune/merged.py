@@ -46,6 +46,7 @@ def merge(run: Run, onto: Literal["auto"] | Onto, target: Path | None, rows: int
     with workplace(target.parent) as work:
         folders: dict[Onto, Path] = {name: Path(work) / name for name in ONTO}
         for name, folder in folders.items():
+            say(f"Adding the adapter to {certificate.NAMES[name]}")
             _write(parts, name, folder)
         made = certificate.certify(parts, onto, folders, seen, say)
         kept = next(folder for name, folder in folders.items() if name == made.chosen)

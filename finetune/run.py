@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from finetune.about import read_about
 from finetune.whole import is_whole, write_atomically
 
 State = Literal["queued", "preparing", "running", "finished", "stopped", "failed", "died"]
@@ -38,8 +39,7 @@ class Job:
 
     def config(self) -> dict[str, Any]:
         """What was asked for, as the launcher wrote it, once."""
-        values: dict[str, Any] = json.loads((self.path / "config.json").read_text())
-        return values
+        return json.loads((self.path / "config.json").read_text())
 
     def status(self) -> dict[str, Any]:
         """The job's last word on itself, with `state` corrected where the job can no longer speak.
@@ -100,6 +100,10 @@ class Job:
 class Run(Job):
     """A training run."""
 
+    def name(self) -> str:
+        """What people call it: the name it was given, else its label."""
+        return read_about(self.path).name or self.config()["label"]
+
     @property
     def adapter(self) -> Path:
         return self.path / "adapter"
@@ -120,8 +124,7 @@ class Run(Job):
     def facts(self) -> dict[str, Any]:
         """What the run found out: template, weights' fingerprint, what became of the rows. {} before it knows."""
         file = self.path / "facts.json"
-        values: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
-        return values
+        return json.loads(file.read_text()) if file.exists() else {}
 
     def checkpoints(self) -> list[tuple[int, Path]]:
         """(step, folder) of the whole checkpoints, newest first."""
@@ -129,9 +132,12 @@ class Run(Job):
         whole = [(int(path.name.removeprefix("checkpoint-")), path) for path in folders if is_whole(path)]
         return sorted(whole, reverse=True)
 
+    def jobs(self, kind: str) -> list[Job]:
+        """What was made of this run, newest first: "evals", "merges" or "exports"."""
+        return [Job(path) for path in _visible_folders(self.path / kind)]
+
     def evaluations(self) -> list[Job]:
-        """This run's evaluations, newest first."""
-        return [Job(path) for path in _visible_folders(self.path / "evals")]
+        return self.jobs("evals")
 
 
 class Reporter:
@@ -193,7 +199,7 @@ def create_job(folder: Path, label: str, config: dict[str, Any], kind: type[Job]
         raise ValueError(
             f"The disk of {folder} has {free // 2**20} MB left and a run needs {DISK_RESERVE // 2**20} MB: make room."
         )
-    stamp = time.strftime("%Y%m%d-%H%M%S")
+    stamp, slug = time.strftime("%Y%m%d-%H%M%S"), re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")[:40] or "run"
     hidden = folder / f".new-{stamp}-{os.getpid()}-{time.monotonic_ns()}"
     lock = -1
     try:
@@ -203,7 +209,7 @@ def create_job(folder: Path, label: str, config: dict[str, Any], kind: type[Job]
         fcntl.flock(lock, fcntl.LOCK_EX)
         for attempt in range(1, 100):
             suffix = "" if attempt == 1 else f"-{attempt}"
-            target = folder / f"{stamp}-{_slug(label)}{suffix}"
+            target = folder / f"{stamp}-{slug}{suffix}"
             if not target.exists():
                 hidden.rename(target)
                 return kind(target), lock
@@ -218,10 +224,7 @@ def create_job(folder: Path, label: str, config: dict[str, Any], kind: type[Job]
 
 
 def find_run(name: str) -> Run:
-    """The run of that id (or "latest", or a path to its folder). Raises ValueError if there is none.
-
-    An id never leads outside the runs folder; a path is for the command line.
-    """
+    """The run of that id, or "latest", or (for the command line) of that path. Raises ValueError if there is none."""
     folder = runs_folder()
     if name == "latest":
         runs = list_runs()
@@ -240,11 +243,6 @@ def list_runs() -> list[Run]:
 
 
 def _visible_folders(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    found = [path for path in folder.iterdir() if not path.name.startswith(".") and (path / "config.json").is_file()]
+    there = folder.iterdir() if folder.is_dir() else ()
+    found = [path for path in there if not path.name.startswith(".") and (path / "config.json").is_file()]
     return sorted(found, key=lambda path: path.name, reverse=True)
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:40] or "run"
