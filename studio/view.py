@@ -1,12 +1,9 @@
-"""Pure functions: a run, its events or a report become text, tables and plots. Nothing here touches a component."""
+"""Pure functions: a run and its events become text, tables and plots. Nothing here touches a component."""
 
 import time
-from typing import Any
 
 import pandas as pd
-import plotly.graph_objects as go
 
-from evaluation.report import OVERALL, EvalReport, table
 from finetune.run import Job, Run
 from inference.columns import Column, at_strength, resolve
 from inference.decode import Answer
@@ -14,12 +11,13 @@ from inference.decode import Answer
 # Two colours that hold on light and dark, and apart for every common colour blindness.
 BASE_COLOUR = "#6b7a90"
 TUNED_COLOUR = "#e8710a"
+WHISKER_COLOUR = "#8a94a6"
 
 
 def run_choices(runs: list[Run], with_adapter: bool = False) -> list[tuple[str, str]]:
     """(label, id) of runs, for a dropdown."""
     chosen = [run for run in runs if not with_adapter or run.has_adapter()]
-    return [(f"{run.config()['label']} · {started(run)}", run.id) for run in chosen]
+    return [(f"{run.name()} · {started(run)}", run.id) for run in chosen]
 
 
 def side_choices(run: Run) -> list[str]:
@@ -34,9 +32,9 @@ def side_column(run: Run, name: str, strength: float) -> Column:
     return at_strength(name, column.adapter, strength) if column.adapter else column
 
 
-def started(run: Run) -> str:
+def started(job: Job) -> str:
     """When it was asked for, in local time."""
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime((run.path / "config.json").stat().st_mtime))
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime((job.path / "config.json").stat().st_mtime))
 
 
 def progress(job: Job | None, nothing: str) -> str:
@@ -103,42 +101,3 @@ def figures(answer: Answer | None) -> str:
         reasons = {"end": "ended by itself", "length": "reached the length limit", "cancelled": "stopped"}
         parts.append(reasons[answer.stop])
     return " · ".join(parts)
-
-
-def score_table(report: EvalReport | None) -> pd.DataFrame:
-    """The report's scores for people."""
-    columns = ["category", "metric", "column", "examples", "base", "tuned", "change", "p", "verdict"]
-    return pd.DataFrame(table(report.scores) if report else [], columns=columns)
-
-
-def score_chart(report: EvalReport | None, metric: str) -> go.Figure:
-    """Bars of base and tuned by category; the whisker on tuned is the 95 % interval of its change from base."""
-    scores = [s for s in report.scores if s.metric == metric and s.column == report.columns[1]] if report else []
-    names = ["overall" if s.category == OVERALL else s.category.replace("_", " ") for s in scores]
-    whisker: dict[str, Any] = {
-        "array": [s.high - s.difference for s in scores],
-        "arrayminus": [s.difference - s.low for s in scores],
-        "thickness": 1.2,
-        "color": BASE_COLOUR,
-    }
-    figure = go.Figure(
-        [
-            go.Bar(name="base", x=names, y=[s.base for s in scores], marker_color=BASE_COLOUR),
-            go.Bar(name="tuned", x=names, y=[s.tuned for s in scores], marker_color=TUNED_COLOUR, error_y=whisker),
-        ]
-    )
-    figure.update_layout(
-        barmode="group",
-        height=340,
-        title={
-            "text": "Response loss, lower is better" if metric == "loss" else "ROUGE-L, higher is better",
-            "x": 0.02,
-        },
-        margin={"l": 40, "r": 8, "t": 64, "b": 8},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        font={"color": BASE_COLOUR},
-        legend={"orientation": "h", "y": 1.14},
-    )
-    figure.update_yaxes(gridcolor="rgba(128,128,128,0.25)", zerolinecolor="rgba(128,128,128,0.4)")
-    return figure

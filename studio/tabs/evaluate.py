@@ -1,29 +1,90 @@
-"""Evaluate: score base and tuned on held-out rows as a process of its own, and show what came out."""
+"""Evaluate: score a run's columns on held-out rows as a process of its own, and show what came out."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio as gr
 
 from evaluation.config import EvalConfig
 from evaluation.jobs import start_evaluation
-from evaluation.report import EvalReport
+from evaluation.leaderboard import leaderboards
+from evaluation.measures import MEASURES
 from finetune.config import parse
-from finetune.run import Job, find_run
+from finetune.run import Run, find_run, list_runs
 from studio import view
 from studio.form import offer_tuned
+from studio.tabs import results
+from studio.tabs.results import HIDDEN
+from studio.views import evaluate as shown
+
+FIRST_COLUMNS = ["base", "tuned"]
 
 
-def build(page: gr.Blocks) -> None:
+class Evaluate(NamedTuple):
+    """What the page wires to other tabs."""
+
+    run: gr.Dropdown
+    votes: gr.Column
+    """Empty: the counts of the votes go here."""
+
+
+def build(page: gr.Blocks) -> Evaluate:
     """Wire the tab."""
+    run, asked, start, stop = _form()
+    status = gr.Markdown(elem_id="eval-status")
+    evaluation = gr.Dropdown([], label="Evaluation", elem_id="evaluation", visible=False)
+    drawn, given = results.build(run, evaluation)
+    with gr.Column(elem_id="votes") as votes:
+        pass
+    gr.Markdown("### Leaderboard\nEvery run's newest evaluation, best first. One table holds what was scored alike.")
+    board = gr.HTML(elem_id="leaderboard")
+    seen = gr.State({})  # what the page shows, in a few words: it is drawn again only when that is something else
+    report = gr.State("")
+
+    watching: dict[str, Any] = {"fn": _watch, "inputs": [run, evaluation, seen, report], **HIDDEN}
+    watching["outputs"] = [status, stop, evaluation, board, seen, report]
+    start.click(_start, [run, *asked], None, api_name="evaluate").then(**watching)
+    stop.click(_stop, run, None, api_visibility="private")
+    run.change(_offer_columns, run, asked[2], **HIDDEN).then(**watching)
+    run.focus(offer_tuned, run, run, **HIDDEN)
+    asked[2].focus(_offer_columns, [run, asked[2]], asked[2], **HIDDEN)
+    evaluation.input(**watching)
+    report.change(results.draw, given, list(drawn), **HIDDEN)
+    page.load(offer_tuned, None, run, **HIDDEN).then(**watching)
+    gr.Timer(1.0).tick(**watching)
+    return Evaluate(run, votes)
+
+
+def _form() -> tuple[gr.Dropdown, list[Any], gr.Button, gr.Button]:
+    """The run; rows, longest answer, columns and metrics; start and stop."""
     fields = EvalConfig.model_fields
     with gr.Row():
-        run = gr.Dropdown([], label="Run", scale=3, elem_id="eval-run", info="A run that has an adapter.")
+        run = gr.Dropdown([], label="Run", elem_id="eval-run", info="A run that has an adapter.", min_width=240)
+        columns = gr.Dropdown(
+            FIRST_COLUMNS,
+            value=FIRST_COLUMNS,
+            multiselect=True,
+            allow_custom_value=True,
+            label="Columns",
+            info="The first is compared with each of the others. A number is the adapter at that strength.",
+            elem_id="eval-columns",
+            min_width=240,
+        )
+        metrics = gr.Dropdown(
+            [(measure.name, key) for key, measure in MEASURES.items()],
+            multiselect=True,
+            label="Metrics",
+            info="Nothing chosen: all of them.",
+            elem_id="eval-metrics",
+            min_width=240,
+        )
+    with gr.Row(equal_height=True):
         rows = gr.Number(
             fields["rows"].default,
             label="Held-out rows",
             info=fields["rows"].description,
             precision=0,
             elem_id="eval-rows",
+            min_width=240,
         )
         length = gr.Number(
             fields["max_new_tokens"].default,
@@ -31,57 +92,84 @@ def build(page: gr.Blocks) -> None:
             info=fields["max_new_tokens"].description,
             precision=0,
             elem_id="eval-length",
+            min_width=240,
         )
-        with gr.Column(scale=1, min_width=120):
-            start = gr.Button("Evaluate", variant="primary", elem_id="evaluate")
-            stop = gr.Button("Stop", elem_id="stop-eval")
-    status = gr.Markdown(elem_id="eval-status")
-    verdict = gr.Markdown(elem_id="verdict")
-    with gr.Row():
-        loss = gr.Plot(show_label=False, elem_id="loss-chart")
-        rouge = gr.Plot(show_label=False, elem_id="rouge-chart")
-    table = gr.Dataframe(label="Scores", interactive=False, wrap=True, elem_id="scores")
-    shown = gr.State("")  # the report that the page shows: it is drawn again only when there is another one
-
-    outputs = [status, verdict, loss, rouge, table, shown]
-    hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    start.click(_start, [run, rows, length], None, api_name="evaluate").then(_watch, [run, shown], outputs, **hidden)
-    stop.click(_stop, run, None, api_visibility="private")
-    run.change(_watch, [run, shown], outputs, **hidden)
-    run.focus(offer_tuned, run, run, **hidden)
-    page.load(offer_tuned, None, run, **hidden).then(_watch, [run, shown], outputs, **hidden)
-    gr.Timer(1.0).tick(_watch, [run, shown], outputs, **hidden)
+        with gr.Row(elem_classes="go"):
+            start = gr.Button("Evaluate", variant="primary", elem_id="evaluate", min_width=110)
+            stop = gr.Button("Stop", elem_id="stop-eval", min_width=110, interactive=False)
+    return run, [rows, length, columns, metrics], start, stop
 
 
-def _start(run_id: str | None, rows: float | None, length: float | None) -> None:
+def _start(
+    run_id: str | None,
+    rows: float | None,
+    length: float | None,
+    columns: list[str] | None,
+    metrics: list[str] | None,
+) -> None:
     """Start an evaluation of a run."""
     if not run_id:
         raise gr.Error("There is no tuned model yet: make one under Fine-tune.")
     try:
-        start_evaluation(find_run(run_id), parse(EvalConfig, {"rows": rows, "max_new_tokens": length}))
+        asked = {
+            "rows": rows,
+            "max_new_tokens": length,
+            "columns": ",".join(columns or []),
+            "metrics": ",".join(metrics or ["all"]),
+        }
+        start_evaluation(find_run(run_id), parse(EvalConfig, asked))
     except ValueError as error:
         raise gr.Error(str(error), duration=None) from error
 
 
 def _stop(run_id: str | None) -> None:
-    evaluation = _newest(run_id)
-    if evaluation:
-        evaluation.request_stop()
+    """Ask the run's newest evaluation that has not ended to stop."""
+    job = shown.unfinished(find_run(run_id).evaluations()) if run_id else None
+    if job:
+        job.request_stop()
+        gr.Info("It stops after the batch it is at. Answers that were given are kept for the next time.")
 
 
-def _newest(run_id: str | None) -> Job | None:
-    found = find_run(run_id).evaluations() if run_id else []
-    return found[0] if found else None
+def _offer_columns(run_id: str | None, chosen: list[str] | None = None) -> Any:
+    """What can be compared of a run; another run begins with base and tuned again."""
+    if not run_id:
+        return gr.update(choices=FIRST_COLUMNS)
+    return gr.update(choices=shown.column_choices(find_run(run_id), list_runs()), value=chosen or FIRST_COLUMNS)
 
 
-def _watch(run_id: str | None, shown: str) -> tuple[Any, ...]:
-    """The newest evaluation's progress, and the newest report."""
-    evaluations = find_run(run_id).evaluations() if run_id else []
-    status = view.progress(evaluations[0] if evaluations else None, "Not evaluated yet.")
-    reported = next((job for job in evaluations if (job.path / "report.json").exists()), None)
-    key = str(reported.path) if reported else f"none {run_id}"
-    if key == shown:
-        return (status, *[gr.skip()] * 4, shown)
-    report = EvalReport.model_validate_json((reported.path / "report.json").read_text()) if reported else None
-    charts = [view.score_chart(report, metric) if report else None for metric in ("loss", "rouge_l")]
-    return (status, view.plain(report.verdict) if report else "", *charts, view.score_table(report), key)
+def _watch(run_id: str | None, chosen: str | None, seen: dict[str, Any], report: str) -> list[Any]:
+    """Progress; and, where the page shows others, the evaluations, the leaderboard and the report's key."""
+    runs = list_runs()
+    run = next((r for r in runs if r.id == run_id), None)
+    jobs = run.evaluations() if run else []
+    going = shown.unfinished(jobs)
+    status = view.progress(going or next(iter(jobs), None), "Not evaluated yet.")
+    choices = shown.evaluation_choices(run, jobs) if run else []
+    newest = next((f"{run.id}/{job.id}" for job in jobs if (job.path / "report.json").exists()), None) if run else None
+    known = [value for _, value in choices]
+    if chosen not in known or newest != seen.get("newest"):
+        chosen = newest or next(iter(known), None)
+    standing = _standing(runs)
+    new = {"choices": [list(choice) for choice in choices], "newest": newest, "chosen": chosen, "standing": standing}
+    key = _key(run, chosen)
+    same_list = all(new[name] == seen.get(name) for name in ("choices", "chosen"))
+    names = {r.id: r.name() for r in runs}
+    return [
+        status,
+        gr.update(interactive=going is not None),
+        gr.skip() if same_list else gr.update(choices=choices, value=chosen, visible=bool(choices)),
+        gr.skip() if standing == seen.get("standing") else shown.leaderboard_html(leaderboards(runs), names),
+        gr.skip() if new == seen else new,
+        gr.skip() if key == report else key,
+    ]
+
+
+def _standing(runs: list[Run]) -> list[list[str]]:
+    """What the leaderboard is made of: the runs' names, and which reports they have."""
+    return [[r.id, r.name(), *(j.id for j in r.evaluations() if (j.path / "report.json").exists())] for r in runs]
+
+
+def _key(run: Run | None, chosen: str | None) -> str:
+    """Another one for another report."""
+    file = run.path / "evals" / chosen.rpartition("/")[2] / "report.json" if run and chosen else None
+    return f"{chosen} {file.stat().st_mtime_ns}" if file and file.exists() else f"{chosen} none"
