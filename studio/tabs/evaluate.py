@@ -146,7 +146,7 @@ def _watch(run_id: str | None, chosen: str | None, seen: dict[str, Any], report:
     status = view.progress(going or next(iter(jobs), None), "Not evaluated yet.")
     choices = shown.evaluation_choices(run, jobs) if run else []
     newest = next((f"{run.id}/{job.id}" for job in jobs if (job.path / "report.json").exists()), None) if run else None
-    known = [value for _, value in choices]
+    known, was = [value for _, value in choices], chosen
     if chosen not in known or newest != seen.get("newest"):
         chosen = newest or next(iter(known), None)
     standing = _standing(runs)
@@ -154,10 +154,11 @@ def _watch(run_id: str | None, chosen: str | None, seen: dict[str, Any], report:
     key = _key(run, chosen)
     same_list = all(new[name] == seen.get(name) for name in ("choices", "chosen"))
     names = {r.id: r.name() for r in runs}
+    value = {} if chosen == was else {"value": chosen}  # what a person has chosen meanwhile is not taken back
     return [
         status,
         gr.update(interactive=going is not None),
-        gr.skip() if same_list else gr.update(choices=choices, value=chosen, visible=bool(choices)),
+        gr.skip() if same_list else gr.update(choices=choices, visible=bool(choices), **value),
         gr.skip() if standing == seen.get("standing") else shown.leaderboard_html(leaderboards(runs), names),
         gr.skip() if new == seen else new,
         gr.skip() if key == report else key,

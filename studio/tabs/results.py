@@ -15,7 +15,12 @@ HIDDEN: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"
 TAKE = """file => { if (!file) return; const link = document.createElement("a"); link.href = file.url;
 link.download = file.orig_name || file.path.split("/").pop(); document.body.append(link);
 link.click(); link.remove(); }"""
-FILES = (("report", "report.json"), ("examples", "Examples, CSV"), ("page", "Report, HTML"))
+FILES = (
+    ("page", "Report, HTML"),
+    ("report", "Report, JSON"),
+    ("examples", "Examples, CSV"),
+    ("comparator", "LLM Comparator, JSON"),
+)
 
 
 class Results(NamedTuple):
@@ -42,11 +47,12 @@ def build(run: gr.Dropdown, evaluation: gr.Dropdown) -> tuple[Results, list[Any]
     with gr.Column(visible=False, elem_id="eval-results") as whole:
         column = gr.Dropdown([], label="Compared with the first column", elem_id="eval-column", visible=False)
         verdict = gr.HTML(elem_id="verdict")
+        _downloads(run, evaluation, column)
         with gr.Row():
-            with gr.Column(min_width=320):
+            with gr.Column(min_width=320, scale=2):
                 metric = gr.Dropdown([], label="Chart of", elem_id="eval-metric")
                 chart = gr.Plot(show_label=False, elem_id="loss-chart")
-            with gr.Column(min_width=320):
+            with gr.Column(min_width=320, scale=3):
                 category = gr.Dropdown([], label="Table of", elem_id="eval-category")
                 table = gr.HTML(elem_id="scores")
         gr.Markdown("### Examples")
@@ -60,7 +66,6 @@ def build(run: gr.Dropdown, evaluation: gr.Dropdown) -> tuple[Results, list[Any]
             back = gr.Button("Previous", elem_id="examples-back", size="sm", scale=0, min_width=110)
             place = gr.Markdown(elem_id="examples-place")
             on = gr.Button("Next", elem_id="examples-on", size="sm", scale=0, min_width=110)
-        _downloads(run, evaluation, column)
     results = Results(whole, column, verdict, metric, chart, category, table, only, by, number, shown, place, back, on)
     asked = [run, evaluation, column, metric, category, only, by, order]
     column.input(draw, asked, list(results), **HIDDEN)
@@ -77,8 +82,8 @@ def build(run: gr.Dropdown, evaluation: gr.Dropdown) -> tuple[Results, list[Any]
 def _downloads(run: gr.Dropdown, evaluation: gr.Dropdown, column: gr.Dropdown) -> None:
     taken = gr.DownloadButton(visible="hidden")
     with gr.Row(elem_classes="downloads"):
-        for kind, label in (*FILES, ("comparator", "LLM Comparator, JSON")):
-            button = gr.Button(label, size="sm", min_width=150, elem_id=f"download-{kind}")
+        for kind, label in FILES:
+            button = gr.Button(f"↓ {label}", size="sm", scale=0, min_width=150, elem_id=f"download-{kind}")
             button.click(_download(kind), [run, evaluation, column], taken, **HIDDEN).success(
                 None, taken, None, js=TAKE
             )

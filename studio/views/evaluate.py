@@ -17,6 +17,7 @@ from studio.views.examples import EVERY
 
 STRENGTHS = ("0.25", "0.5", "0.75", "1.25", "1.5")
 EVERY_CATEGORY = "*"
+ORDER = ("metric", "category", "base", "tuned", "change", "verdict", "p", "wins/ties/losses", "examples")
 NUMBERS = ("examples", "base", "tuned", "change", "p", "wins/ties/losses")
 HEADS = {"examples": "n", "change": "change [95 % interval]", "p": "p (Holm)"}
 
@@ -116,8 +117,7 @@ def score_table(scores: Sequence[Score], category: str) -> str:
     chosen = table([s for s in scores if category in (s.category, EVERY_CATEGORY)])
     if not chosen:
         return "<p>No scores.</p>"
-    names = [name for name in chosen[0] if name != "column" and (category == EVERY_CATEGORY or name != "category")]
-    names.sort(key=lambda name: name != "metric")
+    names = [name for name in ORDER if category == EVERY_CATEGORY or name != "category"]
     heads = {name: HEADS.get(name, name) for name in names} | {"tuned": scores[0].column}
     head = "".join(f'<th scope="col">{escape(heads[name])}</th>' for name in names)
     body = "".join(f"<tr>{''.join(_cell(name, row) for name in names)}</tr>" for row in chosen)
@@ -141,8 +141,7 @@ def _cell(name: str, row: dict[str, Any]) -> str:
 def score_chart(report: EvalReport, column: str, metric: str) -> go.Figure:
     """Bars of base and another column by category; the whisker is the 95 % interval of its change from base."""
     scores = [s for s in of_column(report, column) if s.metric == metric]
-    names = ["<b>overall</b>" if s.category == OVERALL else escape(_name(s.category)) for s in scores]
-    labels = [f"{name} ({s.examples})" for name, s in zip(names, scores, strict=True)]
+    labels = [f"{_label(s.category)} ({s.examples})" for s in scores]
     whisker = {
         "type": "data",
         "array": [s.high - s.difference for s in scores],
@@ -152,8 +151,8 @@ def score_chart(report: EvalReport, column: str, metric: str) -> go.Figure:
         "color": view.WHISKER_COLOUR,
     }
     sides: list[dict[str, Any]] = [
-        {"name": escape(column), "x": [s.tuned for s in scores], "marker_color": view.TUNED_COLOUR, "error_x": whisker},
         {"name": escape(report.columns[0]), "x": [s.base for s in scores], "marker_color": view.BASE_COLOUR},
+        {"name": escape(column), "x": [s.tuned for s in scores], "marker_color": view.TUNED_COLOUR, "error_x": whisker},
     ]
     hover = "%{y}: %{x:.3f}<extra></extra>"
     figure = go.Figure([go.Bar(y=labels, orientation="h", hovertemplate=hover, **side) for side in sides])
@@ -164,20 +163,30 @@ def score_chart(report: EvalReport, column: str, metric: str) -> go.Figure:
         margin={"l": 8, "r": 12, "t": 44, "b": 36},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
-        font={"family": "system-ui, sans-serif", "size": 13},
-        legend={"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "traceorder": "reversed"},
+        font={"family": "system-ui, sans-serif", "size": 12},
+        legend={"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"},
         modebar={"remove": ["lasso", "select", "zoom", "pan", "zoomin", "zoomout", "autoscale", "resetscale"]},
         dragmode=False,
     )
     figure.update_yaxes(autorange="reversed", automargin=True, ticksuffix="  ", fixedrange=True)
     figure.update_xaxes(
-        title={"text": MEASURES[metric].name, "standoff": 6},
+        title={"text": MEASURES[metric].name, "standoff": 6, "font": {"size": 12}},
+        nticks=5,
+        tickangle=0,
         gridcolor="rgba(128,128,128,0.25)",
         zerolinecolor="rgba(128,128,128,0.5)",
         automargin=True,
         fixedrange=True,
     )
     return figure
+
+
+def _label(category: str) -> str:
+    """A category beside its bars; what is long is broken, so that a phone has room for the bars."""
+    if category == OVERALL:
+        return "<b>overall</b>"
+    name = escape(_name(category))
+    return name if len(name) < 14 else name.replace(" ", "<br>")
 
 
 def leaderboard_html(boards: Sequence[Board], names: dict[str, str]) -> str:

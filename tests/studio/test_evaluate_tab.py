@@ -18,6 +18,7 @@ from finetune.about import write_about
 from finetune.run import Run
 
 pytestmark = pytest.mark.browser
+expect.set_options(timeout=30_000)
 ATTACK = "<img src=x onerror=\"document.title='owned'\"> ${document.title='owned'} {{title}} `'"
 
 
@@ -53,7 +54,7 @@ def test_an_evaluation_is_seen_from_every_side(page: Page, small_app: App, copie
     page.locator("#eval-run input").click()
     page.get_by_role("option", name="mine <img").click()
     report = json.loads((copied.evaluations()[0].path / "report.json").read_text())
-    expect(page.locator("#verdict h3")).to_contain_text(re.compile("response loss"), timeout=30_000)
+    expect(page.locator("#verdict h3")).to_contain_text(re.compile("response loss"))
     expect(page.locator("#verdict")).to_contain_text("24 examples")
     expect(page.locator("#scores tbody th")).to_contain_text(["response loss", "perplexity", "ROUGE-L"])
     expect(page.locator("#loss-chart .bars path").first).to_be_attached()
@@ -116,7 +117,7 @@ def test_more_columns_are_scored_from_the_page(page: Page, small_app: App, copie
     choose(page, "#eval-metrics", "response loss")
     page.keyboard.press("Escape")
     page.click("#evaluate")
-    expect(page.locator("#eval-status")).to_contain_text("finished", timeout=60_000)
+    expect(page.locator("#eval-status")).to_contain_text(re.compile("queued|preparing|running"))
     expect(page.locator("#eval-column")).to_be_visible(timeout=30_000)
     assert len(copied.evaluations()) == before + 1
     choose(page, "#eval-column", "0.5")

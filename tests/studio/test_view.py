@@ -1,4 +1,5 @@
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from inference.decode import Answer
 from studio import view
 from studio.form import UPLOAD_LIMIT, keep_upload, train_config
 from studio.tabs.compare import _turns
+from studio.views import evaluate as evaluated
 
 
 def test_an_untouched_form_is_the_preset() -> None:
@@ -121,16 +123,16 @@ def report(**changed: Any) -> EvalReport:
 
 
 def test_the_chart_shows_both_and_the_interval() -> None:
-    base, tuned = view.score_chart(report(), "loss").data
-    assert list(base.y) == [2.0] and list(tuned.y) == [1.5]
-    assert tuned.error_y.array[0] == pytest.approx(0.1) and tuned.error_y.arrayminus[0] == pytest.approx(0.1)
+    base, tuned = evaluated.score_chart(report(), "tuned", "loss").data
+    assert list(base.x) == [2.0] and list(tuned.x) == [1.5]
+    assert tuned.error_x.array[0] == pytest.approx(0.1) and tuned.error_x.arrayminus[0] == pytest.approx(0.1)
 
 
 def test_the_table_has_perplexity_beside_the_loss() -> None:
-    table = view.score_table(report())
-    assert table["metric"].tolist() == ["response loss", "perplexity"]
-    assert table["base"].tolist() == [2.0, pytest.approx(7.389, abs=1e-3)]
-    assert table["verdict"].tolist() == ["better", "better"]
+    table = evaluated.score_table(report().scores, "all")
+    loss, perplexity = re.findall(r"<tr><th.*?</tr>", table)[1:]
+    assert "response loss" in loss and ">2.0<" in loss and ">1.5<" in loss and '"better">better<' in loss
+    assert "perplexity" in perplexity and ">7.389<" in perplexity
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (65.4, "1:05"), (3661, "1:01:01")])
