@@ -1,5 +1,8 @@
 """Evaluate: score a run's columns on held-out rows as a process of its own, and show what came out."""
 
+import time
+from functools import lru_cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import gradio as gr
@@ -9,7 +12,7 @@ from evaluation.jobs import start_evaluation
 from evaluation.leaderboard import leaderboards
 from evaluation.measures import MEASURES
 from finetune.config import parse
-from finetune.run import Run, find_run, list_runs
+from finetune.run import Run, find_run, list_runs, runs_folder
 from studio import view
 from studio.form import offer_tuned
 from studio.tabs import results
@@ -149,25 +152,32 @@ def _watch(run_id: str | None, chosen: str | None, seen: dict[str, Any], report:
     known, was = [value for _, value in choices], chosen
     if chosen not in known or newest != seen.get("newest"):
         chosen = newest or next(iter(known), None)
-    standing = _standing(runs)
+    standing = _standing(runs_folder(), int(time.monotonic()))
     new = {"choices": [list(choice) for choice in choices], "newest": newest, "chosen": chosen, "standing": standing}
     key = _key(run, chosen)
     same_list = all(new[name] == seen.get(name) for name in ("choices", "chosen"))
-    names = {r.id: r.name() for r in runs}
     value = {} if chosen == was else {"value": chosen}  # what a person has chosen meanwhile is not taken back
     return [
         status,
         gr.update(interactive=going is not None),
         gr.skip() if same_list else gr.update(choices=choices, visible=bool(choices), **value),
-        gr.skip() if standing == seen.get("standing") else shown.leaderboard_html(leaderboards(runs), names),
+        gr.skip() if standing == seen.get("standing") else _board(runs, standing),
         gr.skip() if new == seen else new,
         gr.skip() if key == report else key,
     ]
 
 
-def _standing(runs: list[Run]) -> list[list[str]]:
-    """What the leaderboard is made of: the runs' names, and which reports they have."""
-    return [[r.id, r.name(), *(j.id for j in r.evaluations() if (j.path / "report.json").exists())] for r in runs]
+@lru_cache(maxsize=4)
+def _standing(folder: Path, moment: int) -> list[list[str]]:
+    """What the leaderboard is made of: names, and which reports there are. Looked up once a second for all pages."""
+    return [
+        [run.id, run.name(), *(job.id for job in run.evaluations() if (job.path / "report.json").exists())]
+        for run in list_runs()
+    ]
+
+
+def _board(runs: list[Run], standing: list[list[str]]) -> str:
+    return shown.leaderboard_html(leaderboards(runs), {line[0]: line[1] for line in standing})
 
 
 def _key(run: Run | None, chosen: str | None) -> str:

@@ -57,7 +57,7 @@ def build(run: gr.Dropdown) -> Products:
         merging = gr.Markdown(elem_id="merge-status")
         certificate = gr.HTML(elem_id="certificate")
     with gr.Accordion("Export", open=False, elem_id="export-section"):
-        with gr.Row(equal_height=True):
+        with gr.Row(elem_classes="act"):
             kind = gr.Dropdown(shown.EXPORTS, value="adapter", label="What", elem_id="export-kind", min_width=280)
             export = gr.Button("Export", variant="primary", elem_id="export", min_width=120, scale=0)
         exporting = gr.Markdown(elem_id="export-status")

@@ -40,10 +40,10 @@ def build(page: gr.Blocks) -> Runs:
     """Wire the tab."""
     listed = gr.HTML(elem_id="run-list", js_on_load=SAY_WHICH)
     used = gr.Markdown(elem_id="disk", elem_classes="figures")
-    with gr.Row(equal_height=True):
+    with gr.Row(elem_classes="act"):
         run = gr.Dropdown([], label="Run", elem_id="run", scale=3, min_width=240)
-        compare_now = gr.Button("Compare now", elem_id="compare-now", min_width=130, interactive=False)
-        evaluate_now = gr.Button("Evaluate", elem_id="evaluate-now", min_width=130, interactive=False)
+        compare_now = gr.Button("Compare now", elem_id="compare-now", min_width=130, scale=0, interactive=False)
+        evaluate_now = gr.Button("Evaluate", elem_id="evaluate-now", min_width=130, scale=0, interactive=False)
     with gr.Row():
         facts = gr.HTML(elem_id="run-facts", min_width=320)
         with gr.Column(min_width=320):
@@ -76,9 +76,8 @@ def _about(run: gr.Dropdown) -> tuple[gr.Textbox, gr.Textbox]:
 
 def _settings(page: gr.Blocks, run: gr.Dropdown) -> None:
     with gr.Accordion("Settings", open=False, elem_id="settings-section"):
-        with gr.Row(equal_height=True):
-            other = gr.Dropdown([("the defaults", "")], value="", label="Beside", elem_id="other-run", scale=3)
-            everything = gr.Checkbox(label="Also what is the same", elem_id="all-settings", min_width=200)
+        other = gr.Dropdown([("the defaults", "")], value="", label="Beside", elem_id="other-run")
+        everything = gr.Checkbox(label="Also what is the same", elem_id="all-settings")
         table = gr.HTML(elem_id="run-settings")
     asked = [run, other, everything]
     gr.on([run.change, other.input, everything.input, page.load], _draw_settings, asked, table, **HIDDEN)

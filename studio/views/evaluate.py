@@ -119,7 +119,9 @@ def score_table(scores: Sequence[Score], category: str) -> str:
         return "<p>No scores.</p>"
     names = [name for name in ORDER if category == EVERY_CATEGORY or name != "category"]
     heads = {name: HEADS.get(name, name) for name in names} | {"tuned": scores[0].column}
-    head = "".join(f'<th scope="col">{escape(heads[name])}</th>' for name in names)
+    head = "".join(
+        f'<th scope="col" class="{"number" if name in NUMBERS else ""}">{escape(heads[name])}</th>' for name in names
+    )
     body = "".join(f"<tr>{''.join(_cell(name, row) for name in names)}</tr>" for row in chosen)
     return (
         f'<div class="scroll" tabindex="0"><table class="plain"><thead><tr>{head}</tr></thead>'
@@ -168,7 +170,9 @@ def score_chart(report: EvalReport, column: str, metric: str) -> go.Figure:
         modebar={"remove": ["lasso", "select", "zoom", "pan", "zoomin", "zoomout", "autoscale", "resetscale"]},
         dragmode=False,
     )
-    figure.update_yaxes(autorange="reversed", automargin=True, ticksuffix="  ", fixedrange=True)
+    figure.update_yaxes(
+        autorange="reversed", automargin=True, ticks="outside", ticklen=6, tickcolor="rgba(0,0,0,0)", fixedrange=True
+    )
     figure.update_xaxes(
         title={"text": MEASURES[metric].name, "standoff": 6, "font": {"size": 12}},
         nticks=5,
@@ -198,7 +202,8 @@ def leaderboard_html(boards: Sequence[Board], names: dict[str, str]) -> str:
 
 def _board(board: Board, names: dict[str, str]) -> str:
     heads = ("", "run", "column", "loss", "change", "", "ROUGE-L", "change", "")
-    head = "".join(f'<th scope="col">{name}</th>' for name in heads)
+    numbers = ("loss", "change", "ROUGE-L")
+    head = "".join(f'<th scope="col" class="{"number" if name in numbers else ""}">{name}</th>' for name in heads)
     rows = "".join(_standing(number, line, names) for number, line in enumerate(board.lines, 1))
     return (
         f'<h4>{escape(board.title)}</h4><div class="scroll" tabindex="0"><table class="plain">'

@@ -1,17 +1,20 @@
 """Runs as the page shows them: the list with its small curves, one run's facts, two runs' settings side by side."""
 
+import json
+import re
 import time
 from collections.abc import Sequence
 from functools import lru_cache
 from html import escape
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from finetune.config import TrainConfig
 from finetune.disk import Disk, disk, folder_size
-from finetune.run import ENDED, Job, Run
+from finetune.run import ENDED, Run
 from studio import view
 
+T = TypeVar("T")
 CURVE_WIDTH, CURVE_HEIGHT, CURVE_POINTS = 120, 28, 60
 SIZE_SECONDS = 20  # a folder is measured again after this
 PARTS = {
@@ -43,17 +46,25 @@ def losses(run: Run) -> Losses:
 
 @lru_cache(maxsize=512)
 def _losses(folder: Path, modified: int, size: int) -> Losses:
-    events = Job(folder).metrics()[0]
-    training = [(event["step"], event["loss"]) for event in events if "loss" in event]
-    validation = [(event["step"], event["validation_loss"]) for event in events if "validation_loss" in event]
-    kind = "validation" if validation else "training"
-    best = min((loss for _, loss in validation or training), default=None)
-    return Losses(_thinned(training), _thinned(validation), best, kind)
+    lines = (folder / "metrics.jsonl").read_bytes().rpartition(b"\n")[0].splitlines()
+    validation = _points([line for line in lines if b'"validation_loss"' in line], "validation_loss")
+    trained = [line for line in lines if b'"loss"' in line]
+    training = _points(_thinned(trained), "loss")  # of thousands of lines only those that are drawn are parsed
+    if validation:
+        return Losses(training, _thinned(validation), min(loss for _, loss in validation), "validation")
+    best = min((float(loss) for loss in re.findall(rb'"loss": ([-+.\deE]+)', b"\n".join(trained))), default=None)
+    return Losses(training, [], best, "training")
 
 
-def _thinned(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
-    every = max(1, len(points) // CURVE_POINTS)
-    return points[::every] if not points or points[::every][-1] == points[-1] else [*points[::every], points[-1]]
+def _points(lines: Sequence[bytes], name: str) -> list[tuple[int, float]]:
+    events = (json.loads(line) for line in lines)
+    return [(event["step"], event[name]) for event in events if name in event]
+
+
+def _thinned(found: list[T]) -> list[T]:
+    """At most about CURVE_POINTS of them, the last one among them."""
+    every = max(1, len(found) // CURVE_POINTS)
+    return found[::-1][::every][::-1]
 
 
 def curve(found: Losses) -> str:
@@ -115,11 +126,14 @@ def list_html(runs: Sequence[Run], chosen: str | None) -> str:
         return "<p>No run yet: start one under Fine-tune.</p>"
     heads = ("run", "state", "loss", "best", "model and data", "steps", "size", "started")
     head = "".join(f'<th scope="col" class="c-{at}">{name}</th>' for at, name in enumerate(heads))
-    body = "".join(_line(run, run.id == chosen) for run in runs)
+    moment = int(time.monotonic())
+    body = "".join(_line(run, run.id == chosen, moment) for run in runs)
     return f'<table class="plain runs"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 
 
-def _line(run: Run, is_chosen: bool) -> str:
+@lru_cache(maxsize=2048)
+def _line(run: Run, is_chosen: bool, moment: int) -> str:
+    """Made once a second, however many pages are open."""
     record, status, found = run.config(), run.status(), losses(run)
     config, key = record.get("config", {}), escape(run.id)
     state = status["state"]
@@ -216,7 +230,8 @@ def _flat(values: dict[str, Any], before: str = "") -> dict[str, Any]:
 
 def deletion(run: Run) -> str:
     """What is asked before a run is deleted, in Markdown."""
-    made = [f"{len(run.evaluations())} evaluations"] if run.evaluations() else []
+    scored = len(run.evaluations())
+    made = [f"{scored} evaluation{'s' * (scored > 1)}"] if scored else []
     made += ["its merged model"] if run.has_merged() else []
     made += ["its exports"] if run.jobs("exports") else []
     with_it = f" With it go {', '.join(made)}." if made else ""
