@@ -1,21 +1,19 @@
 """Runs as the page shows them: the list with its small curves, one run's facts, two runs' settings side by side."""
 
-import json
-import re
 import time
 from collections.abc import Sequence
 from functools import lru_cache
 from html import escape
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 from finetune.config import TrainConfig
 from finetune.disk import Disk, disk, folder_size
 from finetune.run import ENDED, Run
 from studio import view
+from studio.views.curves import curve, losses
 
-T = TypeVar("T")
-CURVE_WIDTH, CURVE_HEIGHT, CURVE_POINTS = 120, 28, 60
+READING_SECONDS = 0.03  # the curves that are not read in this time are drawn with the next look
 SIZE_SECONDS = 20  # a folder is measured again after this
 PARTS = {
     "adapter": "adapter",
@@ -24,70 +22,6 @@ PARTS = {
     "evals": "evaluations",
     "exports": "exports",
 }
-
-
-class Losses(NamedTuple):
-    """A run's curves, (step, loss), thinned out; and its best loss with what that is."""
-
-    training: list[tuple[int, float]]
-    validation: list[tuple[int, float]]
-    best: float | None
-    kind: str
-
-
-def losses(run: Run) -> Losses:
-    """Read once for as long as the file stays the same."""
-    file = run.path / "metrics.jsonl"
-    if not file.exists():
-        return Losses([], [], None, "")
-    stat = file.stat()
-    return _losses(run.path, stat.st_mtime_ns, stat.st_size)
-
-
-@lru_cache(maxsize=512)
-def _losses(folder: Path, modified: int, size: int) -> Losses:
-    lines = (folder / "metrics.jsonl").read_bytes().rpartition(b"\n")[0].splitlines()
-    validation = _points([line for line in lines if b'"validation_loss"' in line], "validation_loss")
-    trained = [line for line in lines if b'"loss"' in line]
-    training = _points(_thinned(trained), "loss")  # of thousands of lines only those that are drawn are parsed
-    if validation:
-        return Losses(training, _thinned(validation), min(loss for _, loss in validation), "validation")
-    best = min((float(loss) for loss in re.findall(rb'"loss": ([-+.\deE]+)', b"\n".join(trained))), default=None)
-    return Losses(training, [], best, "training")
-
-
-def _points(lines: Sequence[bytes], name: str) -> list[tuple[int, float]]:
-    events = (json.loads(line) for line in lines)
-    return [(event["step"], event[name]) for event in events if name in event]
-
-
-def _thinned(found: list[T]) -> list[T]:
-    """At most about CURVE_POINTS of them, the last one among them."""
-    every = max(1, len(found) // CURVE_POINTS)
-    return found[::-1][::every][::-1]
-
-
-def curve(found: Losses) -> str:
-    """A small SVG of both losses over the steps; nothing before there are two points."""
-    lines = [("training", found.training), ("validation", found.validation)]
-    points = [point for _, line in lines if len(line) > 1 for point in line]
-    if not points:
-        return ""
-    steps, values = [step for step, _ in points], [loss for _, loss in points]
-    low, high = min(values), max(values)
-
-    def at(step: int, loss: float) -> str:
-        x = 2 + (step - min(steps)) / (max(steps) - min(steps) or 1) * (CURVE_WIDTH - 4)
-        return f"{x:.1f},{2 + (high - loss) / (high - low or 1) * (CURVE_HEIGHT - 4):.1f}"
-
-    drawn = "".join(
-        f'<polyline class="{kind}" points="{" ".join(at(*point) for point in line)}"/>'
-        for kind, line in lines
-        if len(line) > 1
-    )
-    label = f"loss from {values[0]:.2f} to {values[-1]:.2f}"
-    box = f'viewBox="0 0 {CURVE_WIDTH} {CURVE_HEIGHT}" width="{CURVE_WIDTH}" height="{CURVE_HEIGHT}"'
-    return f'<svg class="curve" {box} role="img" aria-label="{label}">{drawn}</svg>'
 
 
 def size(run: Run) -> int:
@@ -126,7 +60,9 @@ def list_html(runs: Sequence[Run], chosen: str | None) -> str:
         return "<p>No run yet: start one under Fine-tune.</p>"
     heads = ("run", "state", "loss", "best", "model and data", "steps", "size", "started")
     head = "".join(f'<th scope="col" class="c-{at}">{name}</th>' for at, name in enumerate(heads))
-    moment = int(time.monotonic())
+    moment, until = int(time.monotonic()), time.monotonic() + READING_SECONDS
+    for run in runs:
+        losses(run, until)
     body = "".join(_line(run, run.id == chosen, moment) for run in runs)
     return f'<table class="plain runs"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 
@@ -134,7 +70,7 @@ def list_html(runs: Sequence[Run], chosen: str | None) -> str:
 @lru_cache(maxsize=2048)
 def _line(run: Run, is_chosen: bool, moment: int) -> str:
     """Made once a second, however many pages are open."""
-    record, status, found = run.config(), run.status(), losses(run)
+    record, status, found = run.config(), run.status(), losses(run, 0)
     config, key = record.get("config", {}), escape(run.id)
     state = status["state"]
     best = "" if found.best is None else f'<span title="best {found.kind} loss">{found.best:.3f}</span>'

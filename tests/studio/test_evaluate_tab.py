@@ -118,7 +118,7 @@ def test_more_columns_are_scored_from_the_page(page: Page, small_app: App, copie
     page.keyboard.press("Escape")
     page.click("#evaluate")
     expect(page.locator("#eval-status")).to_contain_text(re.compile("queued|preparing|running"))
-    expect(page.locator("#eval-column")).to_be_visible(timeout=30_000)
+    expect(page.locator("#eval-column")).to_be_visible(timeout=120_000)
     assert len(copied.evaluations()) == before + 1
     choose(page, "#eval-column", "0.5")
     expect(page.locator("#verdict h3")).to_contain_text("Too few examples to tell")
