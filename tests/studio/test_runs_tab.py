@@ -99,7 +99,6 @@ def test_a_runs_life_on_the_page(
     open_section(page, "delete")
     page.click("#delete")
     expect(page.locator("#delete-question")).to_contain_text(f"Delete mine {ATTACK}")
-    shots(page, "runs-delete")
     page.click("#delete-no")
     expect(page.locator("#delete-question")).to_be_hidden()
     assert copied.path.exists()
