@@ -20,7 +20,7 @@ class Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
 
 
-Settings = TypeVar("Settings", bound=Part)
+Settings = TypeVar("Settings", bound=BaseModel)
 
 
 class Encoding(Part):

@@ -5,6 +5,8 @@ from pathlib import Path
 import gradio as gr
 
 from inference.engine import Engine
+from studio import api
+from studio.limits import Limits
 from studio.tabs import compare, evaluate, runs, train
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
@@ -24,4 +26,5 @@ def build(engine: Engine) -> gr.Blocks:
                 evaluate.build(page)
             with gr.Tab("Runs", id="runs"):
                 runs.build(page)
+        api.build(engine, Limits())
     return page
