@@ -23,6 +23,7 @@ def main() -> int:
     page = build(engine).queue(max_size=64)
     # /v1: every column as a model of an OpenAI-compatible endpoint
     page.launch(theme=theme(), css=CSS, quiet=True, prevent_thread_lock=True, **access.launch(routes(engine)))
+    access.let_mcp_in(page)
     print(f"Tandem is at {access.address()} (Ctrl-C ends it; runs go on).", flush=True)
     page.block_thread()
     return 0

@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from gradio_client import Client
 from starlette.middleware import Middleware
 
 from studio.accounts import Accounts, one_account, read_accounts
@@ -48,6 +49,16 @@ class Access:
             "app_kwargs": {"routes": routes, "middleware": [Middleware(Guard, login=self.login)]},
         }
 
+    def let_mcp_in(self, page: Any) -> None:
+        """Once launched. Gradio's MCP tools call the page's API over the network: where it wants a login, they need one.
+
+        Each call then carries its caller's own header, so that it is the caller whose answers are counted.
+        """
+        if self.mcp and self.login:
+            page.mcp_server_obj._client_instance = Client(
+                self.address(), headers=self.login.service_header(), download_files=False, verbose=False
+            )
+
     def address(self) -> str:
         """Where to open it."""
         every = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
@@ -62,7 +73,7 @@ def settle(arguments: list[str] | None = None) -> Access:
         what = "Sharing it" if args.share else f"Listening on {args.host}"
         raise ValueError(f"{what} lets others in: demand a login with --user NAME or --users FILE.")
     if args.mcp and find_spec("mcp") is None:
-        raise ValueError("--mcp needs the package `mcp`: pip install 'gradio[mcp]'.")
+        raise ValueError("--mcp needs the package `mcp`: install it with `.venv/bin/pip install 'mcp<2'`.")
     _check_port(args.host, args.port)
     accounts: Accounts | None = None
     if args.user or args.users:

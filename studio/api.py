@@ -90,7 +90,7 @@ def comparer(engine: Engine, limits: Limits) -> Callable[..., Any]:
             for update in limits.stream(person(request).answers, updates):
                 yield _shown(update, chosen)
         except ValueError as error:
-            raise gr.Error(str(error), duration=None) from error
+            raise gr.Error(str(error), duration=None, print_exception=False) from error
 
     return compare
 
@@ -279,4 +279,4 @@ def _said(call: Callable[[], Result]) -> Result:
     try:
         return call()
     except ValueError as error:
-        raise gr.Error(str(error), duration=None) from error
+        raise gr.Error(str(error), duration=None, print_exception=False) from error

@@ -16,6 +16,7 @@ CSS = (ASSETS / "page.css").read_text()
 def build(engine: Engine) -> gr.Blocks:
     """The whole page, not yet launched, over that engine."""
     with gr.Blocks(title="Tandem", analytics_enabled=False) as page:
+        api.build(engine, Limits())
         gr.Markdown("# Tandem\nFine-tune a 4-bit model, and see what it changed.", elem_id="head")
         with gr.Tabs(elem_id="tabs"):
             with gr.Tab("Compare", id="compare"):
@@ -26,5 +27,4 @@ def build(engine: Engine) -> gr.Blocks:
                 evaluate.build(page)
             with gr.Tab("Runs", id="runs"):
                 runs.build(page)
-        api.build(engine, Limits())
     return page

@@ -22,6 +22,7 @@ PAGE = Path(__file__).resolve().parents[1] / "assets" / "login.html"
 SESSION_SECONDS = 7 * 24 * 3600
 MOST_SESSIONS = 10_000
 MOST_WRONG, WRONG_SECONDS = 10, 300.0  # guesses at a name, or from an address, within that time
+SERVICE_HEADER = "x-tandem-service"
 LONGEST_SECRET = 1024  # characters of a password that are looked at
 
 
@@ -41,14 +42,17 @@ class Login:
         self._service = secrets.token_urlsafe(32)
 
     def service_header(self) -> dict[str, str]:
-        """For what this program asks of itself, for someone whose login it has seen."""
-        return {"Authorization": f"Bearer {self._service}"}
+        """For what this program asks of itself; where a caller's own login comes with it, that one counts."""
+        return {SERVICE_HEADER: self._service}
 
     async def user(self, scope: Any) -> str | None:
         """Who sent this request, by cookie or header; None for nobody. Raises TooOften."""
         headers = Headers(scope=scope)
         found = self._by_cookie(headers.get("cookie", ""), _cookie_name(scope))
-        return found or await self._by_header(headers.get("authorization", ""), _address(scope))
+        found = found or await self._by_header(headers.get("authorization", ""), _address(scope))
+        if found is None and secrets.compare_digest(headers.get(SERVICE_HEADER, "").encode(), self._service.encode()):
+            return "this program"
+        return found
 
     async def answer(self, scope: Any, body: bytes) -> Response:
         """The login page, or the outcome of what was filled in."""
@@ -92,8 +96,6 @@ class Login:
     async def _by_header(self, header: str, address: str) -> str | None:
         """Basic NAME:PASSWORD, as curl sends it, or the same in the clear as a bearer token, as OpenAI's clients do."""
         kind, _, secret = header.partition(" ")
-        if kind.lower() == "bearer" and secrets.compare_digest(secret.encode(), self._service.encode()):
-            return "service"
         if kind.lower() == "basic":
             try:
                 secret = base64.b64decode(secret, validate=True).decode()
