@@ -50,7 +50,7 @@ class Access:
         }
 
     def let_mcp_in(self, page: Any) -> None:
-        """Once launched. Gradio's MCP tools call the page's API over the network: where it wants a login, they need one.
+        """Once launched: Gradio's MCP tools call the page's API as a client does, and so they need a login too.
 
         Each call then carries its caller's own header, so that it is the caller whose answers are counted.
         """

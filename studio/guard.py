@@ -26,6 +26,7 @@ LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 # whether the server has started.
 OPEN = re.compile(r"/(login|logout|favicon\.ico|robots\.txt|gradio_api/startup-events)/?|/(assets|static)/.*")
 BY_ADDRESS = re.compile(r"/gradio_api/(file[=/]\s*https?:|proxy=)", re.IGNORECASE)
+OTHER_NAME = "This server answers to localhost and 127.0.0.1; to reach it by another name, start it with --user NAME."
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -55,7 +56,8 @@ class Guard:
             await self.app(scope, receive, send)
             return
         if scope["type"] != "http":
-            return  # the page has no other kind; the server then refuses the connection
+            await send({"type": "websocket.close", "code": 1008})  # the page has none
+            return
         send = _with_headers(send)
         refused = _refuse_origin(scope, self.login is None) or await self._refuse_person(scope, receive)
         if refused is None:
@@ -107,7 +109,7 @@ def _refuse_origin(scope: Scope, only_here: bool) -> Response | None:
     headers = Headers(scope=scope)
     host = headers.get("host", "")
     if only_here and _name(host) not in LOOPBACK:
-        return _refusal(scope, 403, "This server answers only to its own address, http://127.0.0.1 or localhost.")
+        return _refusal(scope, 403, OTHER_NAME)
     hosts = {host} if only_here else {host, headers.get("x-forwarded-host", host)}
     if "origin" in headers:
         foreign = urlsplit(headers["origin"]).netloc not in hosts

@@ -1,0 +1,268 @@
+"""Safe by default: what is refused at the start, at the door, and to whom; on the real page and a real server."""
+
+import asyncio
+import http.client
+import json
+import os
+import re
+import socket
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from browsing import shots
+from conftest import App
+from gradio_client import Client
+from playwright.sync_api import Page, expect
+
+import app as command
+from inference.engine import Engine
+from inference.server import routes
+from studio import accounts, guard
+from studio.access import settle
+from studio.accounts import Accounts, hash_password, matches, read_accounts
+from studio.blocks import build
+from studio.login import MOST_WRONG, Login
+
+PASSWORD = "correct horse"
+
+
+def run_async(coroutine: Any) -> Any:
+    """In a thread of its own: the browser's fixture keeps a loop in this one."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, coroutine).result()
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (
+            ["--host", "0.0.0.0"],
+            "Listening on 0.0.0.0 lets others in: demand a login with --user NAME or --users FILE.",
+        ),
+        (["--host", "::"], "lets others in"),
+        (["--host", "example.org"], "lets others in"),
+        (["--share"], "Sharing it lets others in"),
+        (["--port", "0"], "between 1 and 65535"),
+        (["--host", "203.0.113.7", "--user", "ann"], "Nothing can listen on 203.0.113.7"),
+        (["--user", "ann"], "TANDEM_PASSWORD"),
+        (["--users", "README.md"], "README.md is no file of accounts"),
+        (["--users", "nowhere"], "The accounts in nowhere can't be read"),
+    ],
+)
+def test_what_is_not_safe_does_not_start(
+    arguments: list[str], sentence: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = arguments if "--port" in arguments else [*arguments, "--port", free_port()]
+    monkeypatch.setattr(sys, "argv", ["app.py", *given])
+    assert command.main() == 2
+    said = capsys.readouterr().err
+    assert sentence in said and said.count("\n") == 1
+
+
+def test_a_taken_port_is_a_sentence() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(ValueError, match=r"Port \d+ is taken: end what listens there, or choose another"):
+            settle(["--port", str(taken.getsockname()[1])])
+
+
+def test_by_default_it_is_this_machine_alone() -> None:
+    access = settle(["--port", free_port()])
+    assert (access.host, access.share, access.mcp, access.login) == ("127.0.0.1", False, False, None)
+
+
+def test_a_file_of_accounts_holds_hashes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(accounts, "COST_EXPONENT", 10)  # as it is, a hash takes half a second
+    file = tmp_path / "users"
+    for name, password in (("ann", "first one"), ("bob", PASSWORD), ("ann", PASSWORD)):
+        monkeypatch.setenv(accounts.PASSWORD_VARIABLE, password)
+        assert accounts.main([str(file), name]) == 0
+        assert accounts.PASSWORD_VARIABLE not in os.environ  # runs are children of ours
+    assert file.stat().st_mode & 0o077 == 0 and PASSWORD not in file.read_text()
+    kept = dict(line.split(":", 1) for line in file.read_text().splitlines())
+    assert sorted(kept) == ["ann", "bob"] and kept["ann"] != kept["bob"]  # the salts differ
+    known = read_accounts(file)
+    assert known.admits("ann", PASSWORD) and not known.admits("ann", "first one") and not known.admits("eve", PASSWORD)
+    monkeypatch.setenv(accounts.PASSWORD_VARIABLE, "short")
+    assert accounts.main([str(file), "eve"]) == 2 and "at least 8" in capsys.readouterr().err
+    assert not matches(PASSWORD + " ", kept["ann"])
+
+
+@pytest.fixture(scope="module")
+def guarded(furnished: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """The page as app.py launches it for others, in this process; with hashes that take no time."""
+    with pytest.MonkeyPatch.context() as patch:
+        environment = {"GRADIO_TEMP_DIR": str(tmp_path_factory.mktemp("up")), accounts.PASSWORD_VARIABLE: PASSWORD}
+        for name, value in (furnished | environment).items():
+            patch.setenv(name, value)
+        patch.setattr(accounts, "COST_EXPONENT", 10)
+        access = settle(["--host", "0.0.0.0", "--port", free_port(), "--user", "ann"])
+        engine = Engine()
+        opened = build(engine).queue()
+        opened.launch(quiet=True, prevent_thread_lock=True, **access.launch(routes(engine)))
+        opened.address = access.address()
+        yield opened
+        opened.close(verbose=False)
+
+
+def test_without_the_login_there_is_nothing(guarded: Any) -> None:
+    asked = 0
+    with httpx.Client(base_url=guarded.address, timeout=10) as client:
+        for path, methods in guarded.app.openapi()["paths"].items():
+            for method in methods:
+                if guard.OPEN.fullmatch(path) or path == "/":
+                    continue
+                wrong = {"Authorization": "Basic YW5uOndyb25n"} if asked < 3 else {}
+                said = client.request(method, re.sub(r"{.*}", "x", path), headers=wrong)
+                assert said.status_code == 401, f"{method} {path} answers {said.status_code}"
+                asked += 1
+        assert asked > 60
+        assert client.get("/").headers["location"] == "/login"
+        assert client.post("/v1/chat/completions", json={}).json()["error"]["message"].startswith("Log in first")
+
+
+def test_with_the_login_everything_works(guarded: Any) -> None:
+    with pytest.raises(Exception, match="Invalid credentials"):
+        Client(guarded.address, auth=("ann", "wrong horse"), verbose=False)
+    client = Client(guarded.address, auth=("ann", PASSWORD), verbose=False)
+    assert len(client.predict(api_name="/runs")) == 2
+    for header in ({"Authorization": f"Bearer ann:{PASSWORD}"}, {"Authorization": "Basic YW5uOmNvcnJlY3QgaG9yc2U="}):
+        assert "base:smollm2-135m" in httpx.get(f"{guarded.address}/v1/models", headers=header).text
+    for kept in ({"tandem-1": "x"}, {f"tandem-{guarded.server_port}": "guessed"}):
+        assert httpx.get(f"{guarded.address}/config", cookies=kept).status_code == 401
+
+
+@pytest.mark.browser
+def test_the_login_page(page: Page, guarded: Any) -> None:
+    page.goto(f"{guarded.address}/?c=one&d=two%20words")
+    page.get_by_label("Name").fill("ann")
+    page.get_by_label("Password").fill("wrong horse")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("alert")).to_have_text("That is not the name and password of an account.")
+    shots(page, "login")
+    page.get_by_label("Name").fill("ann")
+    page.get_by_label("Password").fill(PASSWORD)
+    page.get_by_role("button", name="Log in").click()
+    expect(page.get_by_role("tab", name="Compare")).to_be_visible(timeout=30_000)
+    assert page.url == f"{guarded.address}/?c=one&d=two%20words"
+    (cookie,) = [c for c in page.context.cookies() if c["name"].startswith("tandem-")]
+    assert cookie["httpOnly"] and cookie["sameSite"] == "Lax"
+    page.goto(f"{guarded.address}/logout")
+    expect(page.get_by_label("Password")).to_be_visible()
+    page.goto(guarded.address)
+    expect(page.get_by_label("Password")).to_be_visible()
+
+
+def test_guessing_is_slowed_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accounts, "COST_EXPONENT", 10)
+    login = Login(Accounts({"ann": hash_password(PASSWORD)}))
+
+    def enter(name: str, password: str, address: str) -> int:
+        scope = {"method": "POST", "headers": [], "query_string": b"", "client": (address, 1), "path": "/login"}
+        return int(run_async(login.answer(scope, f"username={name}&password={password}".encode())).status_code)
+
+    assert [enter("ann", PASSWORD, "10.0.0.1") for _ in range(MOST_WRONG + 5)] == [200] * (MOST_WRONG + 5)
+    guesses = [enter("ann", f"guess {n}", f"10.0.0.{n}") for n in range(MOST_WRONG + 1)]
+    assert guesses == [401] * MOST_WRONG + [429]
+    assert enter("ann", PASSWORD, "10.9.9.9") == 429  # a right guess among many does not get in either
+    assert enter("bob", "anything", "10.0.0.99") == 401
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Host": "evil.example"},  # a name that was made to lead to 127.0.0.1
+        {"Host": "127.0.0.1.evil.example:80"},
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {"Origin": "http://127.0.0.1:1"},  # another program's page on this machine
+        {"Origin": "http://localhost"},
+        {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"},
+    ],
+)
+def test_a_page_from_elsewhere_can_do_nothing(small_app: App, headers: dict[str, str]) -> None:
+    with httpx.Client(base_url=small_app.address, headers=headers) as client:
+        assert client.get("/").status_code == 403
+        assert client.get("/v1/models").status_code == 403
+        assert client.post("/v1/chat/completions", json={"model": "base:smollm2-135m"}).status_code == 403
+        assert client.post("/gradio_api/call/start", content=b'{"data": []}').status_code == 403
+        assert client.post("/gradio_api/upload", files={"files": b"x"}).status_code == 403
+
+
+def test_its_own_page_can(small_app: App) -> None:
+    own = {"Origin": small_app.address, "Sec-Fetch-Site": "same-origin"}
+    said = httpx.get(f"{small_app.address}/", headers=own)
+    assert said.status_code == 200 and "https://" not in said.headers["content-security-policy"]
+    assert said.headers["x-content-type-options"] == "nosniff" and said.headers["x-frame-options"] == "DENY"
+    followed = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}  # a link that someone sent
+    assert httpx.get(f"{small_app.address}/?c=1", headers=followed).status_code == 200
+
+
+def test_no_file_is_served_but_what_was_put_there(small_app: App, small_runs: list[Any]) -> None:
+    (small_app.runs / "kept.sqlite").write_bytes(b"SQLite format 3")
+    root = Path(__file__).resolve().parents[2]
+    paths = [small_runs[0].path / "config.json", small_app.runs / "kept.sqlite", small_app.log, root / "app.py"]
+    paths += [root / ".git" / "config", "app.py", "../../etc/passwd", "/etc/passwd", "/proc/self/environ"]
+    with httpx.Client(base_url=small_app.address) as client:
+        for path in paths:
+            for route in ("file=", "file/"):
+                assert client.get(f"/gradio_api/{route}{path}").status_code in (403, 404), path
+        for address in (small_app.address, "http://169.254.169.254/", "HTTP://127.0.0.1:1"):
+            assert client.get(f"/gradio_api/file={address}").status_code == 403
+        # What is uploaded comes back to be saved, never as a page of this server.
+        (kept,) = client.post("/gradio_api/upload", files={"files": ("x.html", b"<script>1</script>")}).json()
+        back = client.get(f"/gradio_api/file={kept}")
+        assert back.headers["content-disposition"].startswith("attachment")
+        assert back.headers["content-type"] == "application/octet-stream"
+        assert Path(kept).parents[1].stat().st_mode & 0o077 == 0  # and no other user of the machine reads it
+
+
+def test_no_event_takes_a_file_by_its_path_or_address(small_app: App) -> None:
+    client = Client(small_app.address, verbose=False)
+    takes_file = next(d for d in client.config["dependencies"] if _has_file(client.config, d))
+    for path in ("http://127.0.0.1:1/rows.jsonl", "https://example.org/rows.jsonl", "/etc/passwd"):
+        file = {"path": path, "meta": {"_type": "gradio.FileData"}}
+        data = [file if _is_file(client.config, i) else None for i in takes_file["inputs"]]
+        asked = {"data": data, "fn_index": takes_file["id"], "session_hash": f"s{abs(hash(path))}"}
+        with httpx.Client(base_url=small_app.address, timeout=20) as direct:
+            said = direct.post("/gradio_api/queue/join", json=asked)
+            if "://" in path:
+                assert said.status_code == 403 and "upload the file" in said.text
+                continue
+            with direct.stream("GET", "/gradio_api/queue/data", params={"session_hash": asked["session_hash"]}) as news:
+                last = next(line for line in news.iter_lines() if "process_completed" in line)
+        assert json.loads(last.removeprefix("data:"))["success"] is False
+        assert "root:" not in last
+
+
+def _is_file(config: Any, component: int) -> bool:
+    return any(c["id"] == component and c["type"] == "file" for c in config["components"])
+
+
+def _has_file(config: Any, dependency: Any) -> bool:
+    return dependency["backend_fn"] and any(_is_file(config, i) for i in dependency["inputs"])
+
+
+def test_too_much_is_refused_before_it_is_read(small_app: App) -> None:
+    for kind, length in (("application/json", guard.MOST_JSON + 1), ("multipart/form-data", guard.MOST_UPLOAD + 1)):
+        connection = http.client.HTTPConnection("127.0.0.1", small_app.port, timeout=10)
+        connection.putrequest("POST", "/gradio_api/upload")
+        connection.putheader("Content-Type", kind)
+        connection.putheader("Content-Length", str(length))
+        connection.endheaders()
+        assert connection.getresponse().status == 413
+        connection.close()
