@@ -92,6 +92,7 @@ class Engine:
         def work() -> None:
             base, chosen = self._ready(asked, state.say)
             prompts = [chosen.encode_prompt(history, system) for history in histories]
+            _refuse_too_long(prompts, base)
             state.prompt_tokens = tuple(map(len, prompts))
             for answers in self._decode(base, chosen, prompts, columns, sampling, max_new_tokens, state):
                 state.answers = answers
@@ -191,6 +192,13 @@ class Engine:
             self.captures.drop()
             self._adapters[folder] = (changed, load_adapter(folder, self._loaded.base))
         return self._adapters[folder][1]
+
+
+def _refuse_too_long(prompts: list[list[int]], base: Any) -> None:
+    """Attention's memory grows with a prompt's square: one that the model can't read anyway could take all there is."""
+    longest, most = max(map(len, prompts)), base.config.max_position_embeddings
+    if longest >= most:
+        raise ValueError(f"The prompt has {longest} tokens and this model reads at most {most}: make it shorter.")
 
 
 def _answer_ids(chosen: Template, text: str) -> list[int]:

@@ -19,6 +19,7 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 USER = "tandem.user"  # where in a request's scope the guard puts who sent it
 MOST_JSON = 16 * 2**20  # bytes of a request that is no upload
+MOST_V1_JSON = 2**20  # bytes: text for a model, and no page's state
 MOST_UPLOAD = UPLOAD_LIMIT + 2**20  # bytes of an upload, its envelope included
 MOST_V1 = 4  # requests under way, of one person: as many as a comparison has columns
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
@@ -129,7 +130,7 @@ async def _refuse_body(scope: Scope, receive: Receive) -> tuple[Response | None,
         return None, receive
     headers = Headers(scope=scope)
     multipart = headers.get("content-type", "").startswith("multipart/")
-    most = MOST_UPLOAD if multipart else MOST_JSON
+    most = MOST_UPLOAD if multipart else MOST_V1_JSON if scope["path"].startswith("/v1/") else MOST_JSON
     length = headers.get("content-length", "0")
     if not length.isdecimal() or int(length) > most:
         return _refusal(scope, 413, f"That is more than {most // 2**20} MB."), receive

@@ -17,7 +17,7 @@ from studio import guard
 from studio.limits import Brake, Limits
 
 PEOPLE = 20
-TOKENS = 24
+TOKENS = 16
 COLUMNS = ["base", "tuned", "0.5", "base,tuned", "tuned,base,0.25"]
 
 
