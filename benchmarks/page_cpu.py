@@ -40,7 +40,8 @@ from finetune.job import start_training
 from inference.engine import Engine
 from inference.server import routes
 from studio.access import keep_uploads_private, settle
-from studio.blocks import CSS, build, theme
+from studio.blocks import CSS, build
+from studio.theme import theme
 
 RESULTS = Path(__file__).parent / "results" / "page_cpu.json"
 PAINT_BAR, UPDATE_BAR = 2000.0, 100.0  # milliseconds
