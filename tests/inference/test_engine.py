@@ -79,7 +79,7 @@ def test_memory_and_threads_are_flat_over_200_starts_and_cancels(tiny_model: Pat
     start_and_cancel(20)
     memory, threads = process.memory_info().rss, threading.active_count()
     start_and_cancel(200)
-    assert threading.active_count() == threads
+    assert threading.active_count() <= threads  # those that another test left may end meanwhile
     assert process.memory_info().rss - memory < 24 * 2**20  # a kept cache or thread an answer would be far more
 
 
