@@ -9,7 +9,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", help="a file of Dolly rows, for the training benchmark")
     data = parser.parse_args().data
-    commands = [["memory_cpu"], ["compare_cpu"], ["evaluate_cpu"]]
+    commands = [["memory_cpu"], ["compare_cpu"], ["evaluate_cpu"], ["page_cpu"]]
     if data:
         commands.append(["train_cpu", "--data", data])
     return max(

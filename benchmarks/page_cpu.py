@@ -48,6 +48,7 @@ PAINT_BAR, UPDATE_BAR = 2000.0, 100.0  # milliseconds
 TABS = ["Fine-tune", "Evaluate", "Runs", "Compare"]
 TAB_SECONDS = 3.0
 PROMPT = "Write a long story about a bird that learns to sing."
+FIGURES = ("median_ms", "p95_ms", "max_ms", "median_wall_ms", "max_wall_ms")
 PAINT = "performance.getEntriesByName('first-contentful-paint')[0].startTime"
 
 
@@ -67,7 +68,7 @@ def main() -> None:
 
 
 def _measure(model: str, seconds: float, paints: int) -> dict[str, Any]:
-    meter = Meter()
+    meter, load = Meter(), os.getloadavg()[0]
     with _served(meter) as address, _chromium() as browser:
         _visit(browser, address)
         idle = [_visit(browser, address) for _ in range(paints)]
@@ -83,6 +84,7 @@ def _measure(model: str, seconds: float, paints: int) -> dict[str, Any]:
         f"{torch.get_num_threads()} threads",
         "versions": {name: version(name) for name in ("gradio", "torch", "transformers", "bitsandbytes")}
         | {"python": platform.python_version(), "browser": browser.version},
+        "load_before": load,  # of what else the machine was doing
         "model": model,
         "first_paint": first_paint,
         "updates": updates,
@@ -270,10 +272,10 @@ def _print(result: dict[str, Any]) -> None:
     paint = result["first_paint"]
     print(f"first paint {paint['median_idle_ms']:.0f} ms (worst {max(paint['idle_ms']):.0f}, bar {PAINT_BAR:.0f}), ")
     print(f"while a run trains: worst {max(paint['while_training_ms']):.0f} ms\n")
-    print(f"{'update':58}{'n':>6}{'median':>9}{'p95':>9}{'max':>9}{'wall max':>10}   ms; bar {UPDATE_BAR:.0f} for max")
+    print(f"{'update':58}{'n':>6}{'median':>9}{'p95':>9}{'max':>9}{'wall':>9}{'max':>9}   ms, bar {UPDATE_BAR:.0f}")
     for u in result["updates"]:
-        figures = "".join(f"{u[key]:9.1f}" for key in ("median_ms", "p95_ms", "max_ms"))
-        print(f"{u['handler'][-57:]:58}{u['updates']:6}{figures}{u['max_wall_ms']:10.0f}")
+        figures = "".join(f"{u[key]:9.1f}" for key in FIGURES)
+        print(f"{u['handler'][-57:]:58}{u['updates']:6}{figures}")
     print("holds" if result["holds"] else "does not hold")
 
 

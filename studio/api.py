@@ -7,10 +7,10 @@ import gradio as gr
 
 from finetune.config import TrainConfig, parse
 from finetune.prompt import Turn
-from finetune.run import find_run, list_runs
+from finetune.run import list_runs
 from inference.columns import BASE, Column, Subject, resolve, subject
 from inference.engine import Engine, Update
-from studio.api_runs import evaluator, report, runs, starter, status, stop
+from studio.api_runs import evaluator, report, runs, starter, status, stop, tuned_run
 from studio.conversation import MOST_COLUMNS, Settings
 from studio.limits import Limits, person
 
@@ -47,7 +47,7 @@ def comparer(engine: Engine, limits: Limits) -> Callable[..., Any]:
         Args:
             prompt: What is asked.
             columns: Who is asked, up to four: base, tuned, a strength such as 0.5, checkpoint-40, merged, a run's id.
-            run: Id of the run whose adapter "tuned" is; "latest" is the newest one.
+            run: Id of the run whose adapter "tuned" is; "latest" is the newest one that has an adapter.
             system: What stands before the prompt; empty for the template's own.
             temperature: 0 always takes the likeliest token.
             top_p: Draw from the likeliest tokens that together reach this probability.
@@ -92,7 +92,7 @@ def _chosen(run_id: str, columns: str) -> tuple[Subject, list[Column]]:
     if columns.strip() == "base" and not list_runs():
         default = TrainConfig()
         return Subject(default.model, default.revision), [BASE]
-    run = find_run(run_id)
+    run = tuned_run(run_id)
     chosen = resolve(run, columns)
     if len(chosen) > MOST_COLUMNS:
         raise ValueError(f"At most {MOST_COLUMNS} columns stand side by side (given: {len(chosen)}).")

@@ -67,7 +67,7 @@ def evaluator(limits: Limits) -> Callable[..., Any]:
         """Score a run's columns on rows that it never saw. It goes on by itself: ask for the run's status, then report.
 
         Args:
-            run: Id of the run; "latest" is the newest one.
+            run: Id of the run; "latest" is the newest one that has an adapter.
             rows: How many held-out rows.
             max_new_tokens: Longest answer.
             columns: What is compared, the first with each of the others.
@@ -78,7 +78,7 @@ def evaluator(limits: Limits) -> Callable[..., Any]:
 
         def make() -> Job:
             asked = {"rows": rows, "max_new_tokens": max_new_tokens, "columns": columns}
-            return start_evaluation(find_run(run), parse(EvalConfig, asked))
+            return start_evaluation(tuned_run(run), parse(EvalConfig, asked))
 
         return _said(lambda: limits.start(person(request).runs, make)).id
 
@@ -116,14 +116,14 @@ def report(run: str = "latest") -> dict[str, Any]:
     """The newest evaluation of a run.
 
     Args:
-        run: Id of the run; "latest" is the newest one.
+        run: Id of the run; "latest" is the newest one that has an adapter.
 
     Returns:
         verdict (in words) and scores (by category and metric, with intervals).
     """
 
     def newest() -> dict[str, Any]:
-        found = find_run(run)
+        found = tuned_run(run)
         file = next((f for e in found.evaluations() if (f := e.path / "report.json").exists()), None)
         if file is None:
             raise ValueError(f"{found.id} has no report yet: evaluate it, and wait until its status says finished.")
@@ -141,6 +141,12 @@ def runs() -> list[dict[str, Any]]:
         for run in list_runs()
         for record in [run.config()]
     ]
+
+
+def tuned_run(name: str) -> Run:
+    """The run of that id; "latest" is the newest that has an adapter. Raises ValueError if there is none."""
+    with_adapter = (run for run in list_runs() if run.has_adapter())
+    return (name == "latest" and next(with_adapter, None)) or find_run(name)
 
 
 def _config(preset_name: str, model: str, rows: int, steps: int, data: str) -> TrainConfig:

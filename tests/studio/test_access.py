@@ -159,6 +159,9 @@ def test_a_program_starts_watches_stops_and_scores(guarded: Any, small_runs: lis
     assert run in client.predict(run, api_name="/stop")
     wait_for(lambda: client.predict(run, api_name="/status")["state"] == "stopped", 60)
     scored = shutil.copytree(small_runs[-1].path, runs / small_runs[-1].id).name
+    assert client.predict("Hi", max_new_tokens=4, api_name="/compare")[
+        "answers"
+    ]  # "latest" has no adapter: the one before
     evaluation = client.predict(scored, 8, 8, api_name="/evaluate")
     Run(runs / scored).evaluations()[0].request_stop()
     report = client.predict(scored, api_name="/report")
