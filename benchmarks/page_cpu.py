@@ -258,14 +258,16 @@ def _make_adapter(model: str) -> None:
 @contextmanager
 def _training(model: str) -> Iterator[None]:
     run = start_training(with_settings(preset("quick-demo"), {"model": model, "steps": 100_000}), "load")
-    while run.status().get("step", 0) < 1:
-        assert run.is_alive(), run.log_tail()
-        time.sleep(0.2)
-    yield
-    assert run.is_alive(), "the run ended before the measurement did"
-    run.request_stop()
-    while run.is_alive():
-        time.sleep(0.2)
+    try:
+        while run.status().get("step", 0) < 1:
+            assert run.is_alive(), run.log_tail()
+            time.sleep(0.2)
+        yield
+        assert run.is_alive(), "the run ended before the measurement did"
+    finally:
+        run.request_stop()
+        while run.is_alive():
+            time.sleep(0.2)
 
 
 def _print(result: dict[str, Any]) -> None:
