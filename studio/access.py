@@ -3,11 +3,13 @@
 import argparse
 import atexit
 import errno
+import fcntl
 import ipaddress
 import os
 import shutil
 import socket
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -82,9 +84,17 @@ def settle(arguments: list[str] | None = None) -> Access:
 
 
 def keep_uploads_private() -> None:
-    """Uploads and downloads pass through a folder of this process alone; Gradio's is the whole machine's."""
-    folder = tempfile.mkdtemp(prefix="tandem-page-")
-    os.environ["GRADIO_TEMP_DIR"] = folder
+    """Uploads and downloads pass through a folder of this process alone; Gradio's is the whole machine's.
+
+    What a killed page left is removed here.
+    """
+    for left in Path(tempfile.gettempdir()).glob("tandem-page-*/.lock"):
+        with suppress(OSError), left.open() as lock:  # held: its page lives; not ours: another user's
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(left.parent, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix="tandem-page-"))
+    fcntl.flock(os.open(folder / ".lock", os.O_CREAT | os.O_RDWR), fcntl.LOCK_EX)  # for the life of this process
+    os.environ["GRADIO_TEMP_DIR"] = str(folder)
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
 
 

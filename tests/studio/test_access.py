@@ -23,7 +23,7 @@ from finetune.run import ENDED, Run
 from inference.engine import Engine
 from inference.server import routes
 from studio import accounts, guard
-from studio.access import settle
+from studio.access import keep_uploads_private, settle
 from studio.accounts import Accounts, hash_password, matches, read_accounts
 from studio.blocks import build
 from studio.login import MOST_WRONG, Login
@@ -76,6 +76,19 @@ def test_a_taken_port_is_a_sentence() -> None:
         taken.listen()
         with pytest.raises(ValueError, match=r"Port \d+ is taken: end what listens there, or choose another"):
             settle(["--port", str(taken.getsockname()[1])])
+
+
+def test_uploads_go_with_their_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "every user's")
+    killed = tmp_path / "tandem-page-killed"
+    killed.mkdir()
+    (killed / ".lock").touch()
+    keep_uploads_private()
+    mine = Path(os.environ["GRADIO_TEMP_DIR"])
+    assert list(tmp_path.iterdir()) == [mine] and mine.stat().st_mode & 0o077 == 0
+    keep_uploads_private()
+    assert mine.exists() and len(list(tmp_path.iterdir())) == 2  # two pages at once
 
 
 def test_by_default_it_is_this_machine_alone() -> None:
