@@ -165,24 +165,6 @@ def _parsed(file: Path, modified: int, size: int) -> EvalReport:
     return report
 
 
-def read_report(file: Path) -> EvalReport:
-    """A report.json, parsed once for as long as it stays the same file.
-
-    Raises:
-        ValueError: it is no report, or one of another version.
-    """
-    stat = file.stat()
-    return _parsed(file, stat.st_mtime_ns, stat.st_size)
-
-
-@lru_cache(maxsize=64)
-def _parsed(file: Path, modified: int, size: int) -> EvalReport:
-    try:
-        return EvalReport.model_validate_json(file.read_bytes())
-    except ValidationError as error:
-        raise ValueError(f"{file.parent.name} holds no report that can be read here: evaluate again.") from error
-
-
 def table(scores: Sequence[Score]) -> list[dict[str, Any]]:
     """Rows for people: perplexity beside the loss, the change with its interval, p, wins, the verdict."""
     rows = []
