@@ -5,6 +5,9 @@ const seen = (id) => {
   return found && found.offsetParent ? found : null;
 };
 
+// What is hidden can't stick: the composer is to stay at the window's lower edge.
+document.querySelector(".gradio-container").style.overflow = "clip";
+
 // Esc stops what is being answered; with nothing to stop, it leaves an edit.
 document.addEventListener("keydown", (event) => {
   if (event.key !== "Escape" || event.isComposing) return;

@@ -7,8 +7,8 @@ from pydantic import ValidationError
 
 from inference.sampling import Sampling
 from studio.conversation import Settings
+from studio.tabs.compare_columns import HIDDEN
 
-HIDDEN: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 EXACT, OWN = "Exact (greedy)", "Your own"
 PRESETS = {
     EXACT: Sampling(),

@@ -27,8 +27,8 @@ class Heads:
         self.parts = [self.row, *self.heads, *self.choosers, *self.strengths, *self.drops, self.add]
 
     def _head(self, place: int) -> None:
-        with gr.Column(min_width=150, elem_classes=["head", f"ink-{place}"], visible=place < 2) as head:
-            with gr.Row(elem_classes="head-line"):
+        with gr.Column(min_width=150, elem_classes=["side", f"ink-{place}"], visible=place < 2) as head:
+            with gr.Row(elem_classes="side-line"):
                 chooser = gr.Dropdown(
                     [("Base", sides.BASE_KEY)],
                     value=sides.BASE_KEY,

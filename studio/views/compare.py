@@ -17,15 +17,15 @@ TRY = (
 
 def past(conversation: Conversation) -> str:
     """All exchanges but the last, which do not change while the last is answered."""
-    return _exchanges(conversation, 0, len(conversation.exchanges) - 1, "")
+    return _exchanges(conversation, 0, len(conversation.exchanges) - 1)
 
 
-def live(conversation: Conversation, message: str = "") -> str:
-    """The last exchange with what goes on; an invitation where there is none yet."""
+def live(conversation: Conversation, message: str = "", going: bool = False) -> str:
+    """The last exchange with what goes on, if something does; an invitation where there is none yet."""
     if not conversation.exchanges:
         return _invitation()
     last = len(conversation.exchanges) - 1
-    return _exchanges(conversation, last, last + 1, message)
+    return _exchanges(conversation, last, last + 1, message, going)
 
 
 def figures(said: Said, blind: bool = False) -> str:
@@ -41,22 +41,24 @@ def figures(said: Said, blind: bool = False) -> str:
     return " · ".join(parts)
 
 
-def _exchanges(conversation: Conversation, first: int, end: int, message: str) -> str:
+def _exchanges(conversation: Conversation, first: int, end: int, message: str = "", going: bool = False) -> str:
     names = list(LETTERS) if conversation.blind else sides.names(conversation.sides)
     shown = conversation.exchanges[first:end]
     # A column that has to wait for the others would give itself away: blind, all appear when all are there.
     held = conversation.blind and any(sides.answers_apart(side) for side in conversation.sides)
-    return "".join(_exchange(exchange, conversation, names, held, message) for exchange in shown)
+    return "".join(_exchange(exchange, conversation, names, held, message, going) for exchange in shown)
 
 
-def _exchange(exchange: Exchange, conversation: Conversation, names: Sequence[str], held: bool, message: str) -> str:
+def _exchange(
+    exchange: Exchange, conversation: Conversation, names: Sequence[str], held: bool, message: str, going: bool
+) -> str:
     answers = []
     held = held and any(said.is_open for said in exchange.answers)
     for place, column in enumerate(conversation.places()):
         said = exchange.answers[column] if column < len(exchange.answers) and not held else Said(text="")
         name = names[place] if conversation.blind else names[column]
         ink = "blind" if conversation.blind else str(column)
-        answers.append(_answer(said, place, name, ink, conversation.blind, bool(message) or held))
+        answers.append(_answer(said, place, name, ink, conversation.blind, going))
     context = f"<details><summary>Read with it</summary>{_text(exchange.context)}</details>" if exchange.context else ""
     reference = ""
     if exchange.reference and not all(said.is_open for said in exchange.answers):
