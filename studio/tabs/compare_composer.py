@@ -32,7 +32,7 @@ class Composer:
                     "",
                     show_label=False,
                     label="Prompt",
-                    placeholder="Ask every column the same thing",
+                    placeholder="One prompt for all columns",
                     autofocus=True,
                     elem_id="prompt",
                     container=False,
