@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from typing import NamedTuple
 
 from inference.decode import Answer
@@ -10,7 +10,7 @@ from inference.engine import Engine
 from studio import sides
 from studio.conversation import Conversation, Said
 
-HALT_SECONDS = 5.0  # an answer ends within a token; longer than this is a model being loaded, which is left behind
+HALT_SECONDS = 5.0  # it takes a tenth of that: a look at the engine never waits for the model
 
 
 class Look(NamedTuple):
@@ -54,26 +54,32 @@ class Answering:
             going.over.wait(HALT_SECONDS)
         return conversation.halted()
 
+    @contextmanager
+    def at_work(self, session: str) -> Iterator[None]:
+        """What is done within it is that page's answering: `halt` waits for its end."""
+        going = self._going[session] = _Going()
+        try:
+            yield
+        finally:
+            going.over.set()
+            if self._going.get(session) is going:
+                del self._going[session]
+
     def answer(self, session: str, conversation: Conversation) -> Iterator[Look]:
-        """Every answer that the conversation lacks, exchange after exchange, about ten looks a second.
+        """Every answer that the conversation lacks, exchange after exchange, ten looks a second; within `at_work`.
 
         Closing the iterator stops the generation within one token; so does `stop`, after a last look.
 
         Raises:
             ValueError: as `sides.resolve` and `Engine.compare`.
         """
-        going = self._going[session] = _Going()
-        try:
-            for exchange, columns in conversation.gaps():
-                for look in self._exchange(going, conversation, exchange, columns):
-                    conversation = look.conversation
-                    yield look
-                if going.stop.is_set():
-                    return
-        finally:
-            going.over.set()
-            if self._going.get(session) is going:
-                del self._going[session]
+        going = self._going[session]
+        for exchange, columns in conversation.gaps():
+            for look in self._exchange(going, conversation, exchange, columns):
+                conversation = look.conversation
+                yield look
+            if going.stop.is_set():
+                return
 
     def _exchange(self, going: _Going, conversation: Conversation, exchange: int, columns: list[int]) -> Iterator[Look]:
         asked, every = sides.resolve(conversation.sides)

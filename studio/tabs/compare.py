@@ -143,14 +143,16 @@ class _Tab:
     ) -> Iterator[list[Any]]:
         """Every column's answer to what was asked, streamed. Whatever goes wrong, prompt and answers are as before."""
         before, draft = self.halt(conversation, request), Draft(prompt or "", context or "", row, editing)
-        try:
-            yield from self._stream(_session(request), _wanted(str(event.target.elem_id), before, draft, settings))
-        except Exception as error:
-            chat = [before, view.past(before), view.live(before)]
-            yield [*chat, *self.composer.draw(draft), *acts(before, False), gr.skip()]
-            if isinstance(error, ValueError):
-                raise gr.Error(str(error), duration=None) from error
-            raise
+        session = _session(request)
+        with self.answering.at_work(session):
+            try:
+                yield from self._stream(session, _wanted(str(event.target.elem_id), before, draft, settings))
+            except Exception as error:
+                chat = [before, view.past(before), view.live(before)]
+                yield [*chat, *self.composer.draw(draft), *acts(before, False), gr.skip()]
+                if isinstance(error, ValueError):
+                    raise gr.Error(str(error), duration=None) from error
+                raise
 
     def _stream(self, session: str, wanted: tuple[Conversation, Draft | None]) -> Iterator[list[Any]]:
         asked, left = sides.settle(wanted[0]), wanted[1]
@@ -164,6 +166,8 @@ class _Tab:
             yield [conversation, drawn, view.live(conversation, message, True), *draft, *busy, seed]
             draft, busy, drawn, seed = same, [gr.skip()] * len(busy), gr.skip(), gr.skip()
         yield [conversation, gr.skip(), view.live(conversation), *same, *acts(conversation, False), gr.skip()]
+        # Gradio sends the last of these once more at the end, which may come after another event's change: so nothing.
+        yield [gr.skip()] * (len(self.chat) + len(same) + len(busy) + 1)
 
 
 def _wanted(

@@ -59,7 +59,7 @@ class Asking:
         if name in RANGES:
             least, most, step = RANGES[name]
             return gr.Slider(least, most, value, step=step, min_width=220, **shared)
-        return gr.Number(value, precision=0, minimum=0, min_width=220, **shared)
+        return gr.Number(value, precision=0, min_width=220, **shared)
 
     def show(self, settings: Settings) -> list[Any]:
         """Updates of `parts`."""

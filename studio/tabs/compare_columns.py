@@ -27,7 +27,7 @@ class Heads:
         self.parts = [self.row, *self.heads, *self.choosers, *self.strengths, *self.drops, self.add]
 
     def _head(self, place: int) -> None:
-        with gr.Column(min_width=150, elem_classes=["side", f"ink-{place}"], visible=place < 2) as head:
+        with gr.Column(min_width=150, elem_classes=["side", f"ink-{place}"], visible=place == 0) as head:
             with gr.Row(elem_classes="side-line"):
                 chooser = gr.Dropdown(
                     [("Base", sides.BASE_KEY)],
@@ -39,7 +39,9 @@ class Heads:
                     scale=1,
                     min_width=80,
                 )
-                drop = gr.Button("✕", size="sm", elem_id=f"drop-{place}", elem_classes="drop", scale=0, min_width=36)
+                drop = gr.Button(
+                    "✕", size="sm", elem_id=f"drop-{place}", elem_classes="drop", scale=0, min_width=36, visible=False
+                )
             strength = gr.Slider(
                 0,
                 MOST_STRENGTH_ON_PAGE,

@@ -31,7 +31,7 @@ class First:
             )
             with gr.Row(elem_id="first-acts"):
                 self.make = gr.Button(
-                    "Make your first adapter", variant="primary", elem_id="make-first", scale=0, min_width=220
+                    "Make your first adapter", variant="primary", elem_id="make-first", scale=0, min_width=250
                 )
                 self.watch = gr.Button("Watch it", elem_id="watch-first", scale=0, min_width=110, visible=False)
                 self.status = gr.Markdown(elem_id="first-status")

@@ -170,7 +170,8 @@ def longest(page: Page, tokens: int) -> None:
 
 def opened(page: Page, app: App) -> None:
     page.goto(app.address)
-    expect(page.locator("#side-0 input")).to_have_value("Base", timeout=SLOW)
+    loaded = page.locator("#side-1, #first").first  # the one where something is tuned, the other where nothing is
+    expect(loaded).to_be_visible(timeout=SLOW)
 
 
 @browser_test
@@ -185,7 +186,9 @@ def test_four_columns_and_what_can_be_done_with_them(page: Page, small_app: App,
     expect(page.locator("#prompt textarea")).to_have_value("")
     first = [text(page, 0), text(page, 1)]
     assert first[0] != first[1]
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     answer(page, 0).locator("button.copy").click()
+    expect(answer(page, 0).locator("button.copy")).to_have_text("Copied")
     assert page.evaluate("navigator.clipboard.readText()") == answer(page, 0).locator(".text").text_content()
 
     # Two columns more: they are asked what was asked before, and the first two keep what they said.
