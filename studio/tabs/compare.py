@@ -109,13 +109,12 @@ class _Tab:
 
     def _tick(self, request: gr.Request, conversation: Conversation) -> list[Any]:
         """The first run's progress; once it has its adapter, that is the second column."""
-        if not is_over():
+        going = self.answering.is_going(_session(request))
+        if is_over() and going:
+            return [gr.skip()] * (len(self.light) + len(self.first.parts))  # the next tick will do
+        if not is_over() or len(conversation.sides) > 1:  # a tick that was under way must not draw what has gone on
             return [*[gr.skip()] * len(self.light), *self.first.show()]
-        if self.answering.is_going(_session(request)):
-            return [gr.skip()] * (len(self.light) + len(self.first.parts))
-        if len(conversation.sides) == 1:
-            conversation = sides.settle(conversation.add(Side(name="tuned")))
-        return [*self._light(conversation), *self.first.show()]
+        return [*self._light(sides.settle(conversation.add(Side(name="tuned")))), *self.first.show()]
 
     def _stop(self, request: gr.Request) -> None:
         self.answering.stop(_session(request))
