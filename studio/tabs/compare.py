@@ -88,7 +88,7 @@ class _Tab:
         box.wire(self.conversation)
         self.rows.wire(self.conversation, box.row, box.draft, box.draw)
         self.heads.wire(self._change, self.conversation, self.light)
-        loaded = self.page.load(self._load, None, [*self.light, *self.first.parts], **HIDDEN)
+        loaded = self.page.load(self._load, self.conversation, [*self.light, *self.first.parts], **HIDDEN)
         self.first.timer.tick(self._tick, self.conversation, [*self.light, *self.first.parts], **HIDDEN)
         return Compare(self.conversation, self.drawn, self.show, self.halt, answering, loaded, box.prompt, self.extras)
 
@@ -104,8 +104,14 @@ class _Tab:
         chat = [conversation, view.past(conversation), view.live(conversation)]
         return [*chat, *self.heads.show(conversation), *acts(conversation, False)]
 
-    def _load(self) -> list[Any]:
-        return [*self._light(sides.settle(Conversation())), *self.first.show()]
+    def _load(self, request: gr.Request, conversation: Conversation) -> list[Any]:
+        """A fresh page's columns. Whoever was quicker than the page already has a prompt, which is left alone."""
+        settled = sides.settle(conversation)
+        drawn = self._light(settled)
+        if self.answering.is_going(_session(request)):
+            heads = self.heads.show(settled)
+            drawn = [*[gr.skip()] * len(self.chat), *heads, *[gr.skip()] * len(self.composer.acts)]
+        return [*drawn, *self.first.show()]
 
     def _tick(self, request: gr.Request, conversation: Conversation) -> list[Any]:
         """The first run's progress; once it has its adapter, that is the second column."""
