@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
@@ -22,6 +22,8 @@ from inference.lens import Lens, Score, cross, look
 from inference.lora import Adapter, Placed, load_adapter
 from inference.prefix import Prefix
 from inference.sampling import Sampling
+
+T = TypeVar("T")
 
 TICK_SECONDS = 0.08  # between two updates of a stream: browsers choke above about ten a second
 
@@ -53,6 +55,7 @@ class Engine:
 
     def __init__(self) -> None:
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
+        self._line: list[Future[Any]] = []  # what works and what waits, in turn
         self._loaded: Loaded | None = None
         self._adapters: dict[Path, tuple[int, Adapter]] = {}
         self.prefix = Prefix()
@@ -90,6 +93,7 @@ class Engine:
         asked = Subject(name, revision, template_id, expected_sha256)
 
         def work() -> None:
+            state.started = True
             base, chosen = self._ready(asked, state.say)
             prompts = [chosen.encode_prompt(history, system) for history in histories]
             _refuse_too_long(prompts, base)
@@ -97,7 +101,9 @@ class Engine:
             for answers in self._decode(base, chosen, prompts, columns, sampling, max_new_tokens, state):
                 state.answers = answers
 
-        yield from _watch(self._worker.submit(work), state)
+        future = self._submit(work)
+        state.ahead = lambda: self._ahead(future)
+        yield from _watch(future, state)
 
     def lens(self, asked: Subject, columns: Sequence[Column], history: Sequence[Turn], text: str) -> Lens:
         """`text` as the answer to `history` under each column. Waits for its turn; raises as `compare` and `look`."""
@@ -107,7 +113,7 @@ class Engine:
             ids = _answer_ids(chosen, text)
             return look(base, chosen.encode_prompt(history), ids, self.place(columns), len(columns))
 
-        return self._worker.submit(work).result()
+        return self._submit(work).result()
 
     def cross(
         self, asked: Subject, columns: Sequence[Column], history: Sequence[Turn], answers: Sequence[str]
@@ -120,7 +126,7 @@ class Engine:
             ids = [_answer_ids(chosen, answer) for answer in answers]
             return cross(base, prompts, ids, self.place(columns), len(columns))
 
-        return self._worker.submit(work).result()
+        return self._submit(work).result()
 
     def place(self, columns: Sequence[Column]) -> list[Placed]:
         """Each adapter once, with its strength on every row (a row is a column); ValueError for a merged model."""
@@ -134,7 +140,7 @@ class Engine:
 
     def release(self) -> "Future[None]":
         """Give the memory back once the answers that wait are done; the next call loads again, and says so."""
-        return self._worker.submit(self.unload_now)
+        return self._submit(self.unload_now)
 
     def make_room(self) -> bool:
         """For a run that is about to need the device: `release` on a GPU; on a CPU both fit. Returns whether it did."""
@@ -151,6 +157,17 @@ class Engine:
         self.captures.drop()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+    def _submit(self, work: Callable[[], T]) -> "Future[T]":
+        future = self._worker.submit(work)
+        self._line.append(future)
+        future.add_done_callback(self._line.remove)
+        return future
+
+    def _ahead(self, future: "Future[Any]") -> int:
+        """How many are to be done before it."""
+        line = list(self._line)
+        return line.index(future) if future in line else 0
 
     def _decode(
         self,
@@ -211,12 +228,19 @@ class _Shared:
 
     def __init__(self) -> None:
         self.answers: list[Answer] = []
-        self.message = "Waiting for the model"
+        self.message = ""
+        self.started = False
+        self.ahead: Callable[[], int] = lambda: 0
         self.prompt_tokens: tuple[int, ...] = ()
         self.cancel = threading.Event()
 
     def say(self, text: str) -> None:
         self.message = text
+
+    def look(self) -> Update:
+        ahead = self.ahead()
+        waiting = f"Waiting for the model, {ahead} ahead" if ahead else "Waiting for the model"
+        return Update(self.answers, self.message if self.started else waiting, self.prompt_tokens)
 
 
 def _watch(future: "Future[None]", state: _Shared) -> Iterator[Update]:
@@ -224,9 +248,9 @@ def _watch(future: "Future[None]", state: _Shared) -> Iterator[Update]:
     future.add_done_callback(lambda _: done.set())
     try:
         while not done.wait(TICK_SECONDS):
-            yield Update(state.answers, state.message, state.prompt_tokens)
+            yield state.look()
         future.result()
-        yield Update(state.answers, state.message, state.prompt_tokens)
+        yield state.look()
     finally:
         state.cancel.set()
         future.cancel()

@@ -11,6 +11,7 @@ from studio.tabs import compare, evaluate, runs, train
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
 CSS = (ASSETS / "page.css").read_text()
+KEYS = (ASSETS / "page.js").read_text()
 
 
 def build(engine: Engine) -> gr.Blocks:
@@ -27,4 +28,5 @@ def build(engine: Engine) -> gr.Blocks:
                 evaluate.build(page)
             with gr.Tab("Runs", id="runs"):
                 runs.build(page)
+        page.load(None, None, None, js=f"() => {{\n{KEYS}\n}}", api_visibility="private")
     return page

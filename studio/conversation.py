@@ -4,6 +4,8 @@ The page's chats are drawn from it, the store keeps it, exports and links are ma
 """
 
 import uuid
+from collections.abc import Callable
+from typing import Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -15,11 +17,17 @@ MOST_COLUMNS = 4
 MOST_STRENGTH_ON_PAGE = 1.5
 assert MOST_STRENGTH_ON_PAGE <= MOST_STRENGTH
 
+T = TypeVar("T")
+
 
 class Frozen(BaseModel):
     """A value: never changed, only replaced."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    def with_(self, **values: Any) -> Self:
+        """The same with other values, which are ours and not checked again."""
+        return self.model_copy(update=values)
 
 
 class Side(Frozen):
@@ -51,7 +59,12 @@ class Said(Frozen):
     seconds: float = 0.0
     first_token_seconds: float = 0.0
     stop: str | None = None
-    """"end", "length", "cancelled"; None while it is being written."""
+    """"end", "length", "cancelled"; None while it is being written, and before it is asked for."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the answer is still to be given, or to go on."""
+        return self.stop is None
 
     @property
     def tokens_per_second(self) -> float:
@@ -84,9 +97,77 @@ class Conversation(Frozen):
     order: tuple[int, ...] = ()
     """Which column stands where: place i shows column order[i]. Empty: as they are. Blind mode shuffles it."""
 
-    def history(self, column: int) -> list[Turn]:
-        """A column's own turns; the last one is without a response while it is being answered."""
+    def places(self) -> tuple[int, ...]:
+        """The columns in the order in which they stand."""
+        return self.order or tuple(range(len(self.sides)))
+
+    def history(self, column: int, exchange: int = -1) -> list[Turn]:
+        """A column's own turns up to that exchange; the last one is without a response while it is to be answered."""
+        exchanges = self.exchanges[: exchange + 1 or None]
+        answers = [e.answers[column] if column < len(e.answers) else Said(text="") for e in exchanges]
         return [
-            Turn(e.prompt, e.context, e.answers[column].text if column < len(e.answers) else None)
+            Turn(e.prompt, e.context, None if said.is_open else said.text)
+            for e, said in zip(exchanges, answers, strict=True)
+        ]
+
+    def gaps(self) -> list[tuple[int, list[int]]]:
+        """(exchange, columns) of the answers that are still to be given, in the order in which they are to be."""
+        found = [(i, [c for c, said in enumerate(e.answers) if said.is_open]) for i, e in enumerate(self.exchanges)]
+        return [(exchange, columns) for exchange, columns in found if columns]
+
+    def ask(self, prompt: str, context: str = "", reference: str = "") -> Self:
+        """With a further prompt that no column has answered yet."""
+        exchange = Exchange(
+            prompt=prompt, context=context, reference=reference, answers=(Said(text=""),) * len(self.sides)
+        )
+        return self.with_(exchanges=(*self.exchanges, exchange))
+
+    def say(self, exchange: int, said: dict[int, Said]) -> Self:
+        """With these answers (column to answer) to that exchange."""
+        old = self.exchanges[exchange]
+        new = old.with_(answers=tuple(said.get(column, answer) for column, answer in enumerate(old.answers)))
+        return self.with_(exchanges=(*self.exchanges[:exchange], new, *self.exchanges[exchange + 1 :]))
+
+    def again(self) -> Self:
+        """With the last prompt to be answered anew by every column."""
+        last = self.exchanges[-1]
+        return self.undo().ask(last.prompt, last.context, last.reference)
+
+    def undo(self) -> Self:
+        """Without the last exchange."""
+        return self.with_(exchanges=self.exchanges[:-1])
+
+    def halted(self) -> Self:
+        """With answers that were being written taken for stopped where they are."""
+        return self._answered(lambda said: said.with_(stop="cancelled") if said.is_open and said.tokens else said)
+
+    def put(self, column: int, side: Side) -> Self:
+        """With that side in a column. Its answers were another's, so they go; the prompts and the others' stay."""
+        sides = tuple(side if i == column else old for i, old in enumerate(self.sides))
+        emptied = [
+            e.with_(answers=tuple(Said(text="") if i == column else said for i, said in enumerate(e.answers)))
             for e in self.exchanges
         ]
+        return self.with_(sides=sides, exchanges=tuple(emptied))
+
+    def add(self, side: Side) -> Self:
+        """With one column more, which has answered nothing yet."""
+        assert len(self.sides) < MOST_COLUMNS
+        exchanges = tuple(e.with_(answers=(*e.answers, Said(text=""))) for e in self.exchanges)
+        order = (*self.order, len(self.sides)) if self.order else ()
+        return self.with_(sides=(*self.sides, side), exchanges=exchanges, order=order)
+
+    def drop(self, column: int) -> Self:
+        """Without that column and what it said."""
+        assert len(self.sides) > 1
+
+        def rest(values: tuple[T, ...]) -> tuple[T, ...]:
+            return values[:column] + values[column + 1 :]
+
+        exchanges = tuple(e.with_(answers=rest(e.answers)) for e in self.exchanges)
+        order = tuple(c - (c > column) for c in self.order if c != column)
+        return self.with_(sides=rest(self.sides), exchanges=exchanges, order=order)
+
+    def _answered(self, change: Callable[[Said], Said]) -> Self:
+        exchanges = tuple(e.with_(answers=tuple(map(change, e.answers))) for e in self.exchanges)
+        return self.with_(exchanges=exchanges)

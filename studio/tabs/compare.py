@@ -1,186 +1,194 @@
-"""Compare: one prompt, base on the left and tuned on the right, both streaming from one resident 4-bit base."""
+"""Compare: one prompt for two to four columns, all streaming at once from one resident 4-bit base."""
 
-from collections.abc import Iterator
-from html import escape, unescape
-from typing import Any
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import gradio as gr
 
-from finetune.config import TrainConfig
-from finetune.prompt import Turn
-from finetune.run import find_run, list_runs
-from inference.columns import BASE
-from inference.engine import Engine, Update
-from inference.sampling import Sampling
-from studio import view
-from studio.form import offer_tuned
+from finetune.data import Row
+from inference.engine import Engine
+from studio import drafts, sides
+from studio.answering import Answering
+from studio.conversation import Conversation, Side
+from studio.drafts import Draft
+from studio.tabs.compare_asking import Asking, read
+from studio.tabs.compare_columns import HIDDEN, Heads
+from studio.tabs.compare_composer import Composer, acts
+from studio.tabs.compare_first import First, is_over
+from studio.tabs.compare_rows import Rows
+from studio.views import compare as view
 
-DEVICE = "device"  # the concurrency id of everything that runs the model
+AT_ONCE = 32  # pages that are answered or wait for the model: the engine keeps the line, and says how long it is
 
 
-def build(page: gr.Blocks, engine: Engine) -> None:
+class Compare(NamedTuple):
+    """What others build on.
+
+    Attributes:
+        conversation: the truth of the tab, a Conversation's value.
+        drawn: every component that is drawn from a conversation, the conversation itself first.
+        show: a conversation as updates of `drawn`.
+        halt: (conversation, request): ask it before a conversation is changed from outside; see Answering.halt.
+        answering: the event after which a conversation has new answers.
+        loaded: the event after which a fresh page has its conversation: chain on it what a link reopens.
+        prompt: where the next prompt is written.
+        extras: an empty container under the chat.
+    """
+
+    conversation: gr.State
+    drawn: list[Any]
+    show: Callable[[Conversation], list[Any]]
+    halt: Callable[[Conversation, gr.Request], Conversation]
+    answering: Any
+    loaded: Any
+    prompt: gr.Textbox
+    extras: gr.Column
+
+
+def build(page: gr.Blocks, engine: Engine) -> Compare:
     """Wire the tab."""
-    with gr.Row():
-        run = gr.Dropdown(
-            [], label="Tuned model", info="The run whose adapter answers on the right.", elem_id="compare-run", scale=2
+    return _Tab(page, engine).wire()
+
+
+class _Tab:
+    """The tab's components, and what is done to the conversation."""
+
+    def __init__(self, page: gr.Blocks, engine: Engine) -> None:
+        self.page, self.answering = page, Answering(engine)
+        self.conversation = gr.State(Conversation())
+        with gr.Column(elem_id="compare"):
+            self.heads = Heads()
+            self.first = First(engine)
+            self.past = gr.HTML(elem_id="past", elem_classes="chat")
+            self.live = gr.HTML(view.live(Conversation()), elem_id="live", elem_classes="chat")
+            self.composer = Composer()
+            self.rows = Rows()
+            self.asking = Asking()
+            self.extras = gr.Column(elem_id="compare-extras")
+        self.chat = [self.conversation, self.past, self.live]
+        self.light = [*self.chat, *self.heads.parts, *self.composer.acts]
+        self.drawn = [*self.light, *self.asking.parts]
+
+    def wire(self) -> Compare:
+        """All events of the tab."""
+        box, seed = self.composer, self.asking.sampling[-1]
+        answering = gr.on(
+            [box.send.click, box.prompt.submit, box.regenerate.click, box.fill.click],
+            self._answer,
+            [self.conversation, *box.written, *self.asking.inputs],
+            [*self.chat, *box.draft, *box.acts, seed],
+            concurrency_id="answers",
+            concurrency_limit=AT_ONCE,
+            **HIDDEN,
         )
-        side = gr.Dropdown(
-            ["tuned"],
-            value="tuned",
-            label="On the right",
-            info="Its adapter, one of its checkpoints, or its merged model.",
-            elem_id="compare-side",
-        )
-        strength = gr.Slider(
-            0,
-            1.5,
-            1,
-            step=0.05,
-            label="Strength",
-            info="What the adapter's output is multiplied by: 0 is the base, 1 as it was trained.",
-            elem_id="strength",
-        )
-    with gr.Row(equal_height=True):
-        with gr.Column(min_width=320):
-            base_chat = _chat("Base", "base")
-            base_figures = gr.Markdown(elem_id="base-figures", elem_classes="figures")
-        with gr.Column(min_width=320):
-            tuned_chat = _chat("Tuned", "tuned")
-            tuned_figures = gr.Markdown(elem_id="tuned-figures", elem_classes="figures")
-    with gr.Row():
-        prompt = gr.Textbox(
-            show_label=False,
-            placeholder="Ask both the same thing",
-            scale=8,
-            autofocus=True,
-            elem_id="prompt",
-            max_lines=8,
-        )
-        send = gr.Button("Send", variant="primary", scale=1, min_width=96, elem_id="send")
-        stop = gr.Button("Stop", scale=1, min_width=96, elem_id="stop")
-        clear = gr.Button("Clear", scale=1, min_width=96, elem_id="clear")
-    with gr.Accordion("Sampling", open=False), gr.Row():
-        temperature = gr.Slider(0, 2, 0, step=0.1, label="Temperature", info="0 always takes the likeliest token.")
-        top_p = gr.Slider(0.05, 1, 1, step=0.05, label="Top-p", info="Draw from the likeliest tokens that reach this.")
-        length = gr.Slider(16, 1024, 192, step=16, label="Longest answer, in tokens")
-        seed = gr.Number(0, label="Seed", precision=0, minimum=0)
+        box.stop.click(self._stop, None, None, queue=False, **HIDDEN)
+        box.undo.click(self._change(drafts.undo), self.conversation, self.light, **HIDDEN)
+        box.clear.click(self._change(drafts.clear), self.conversation, self.light, **HIDDEN)
+        box.wire(self.conversation)
+        self.rows.wire(self.conversation, box.row, box.draft, box.draw)
+        self.heads.wire(self._change, self.conversation, self.light)
+        loaded = self.page.load(self._load, self.conversation, [*self.light, *self.first.parts], **HIDDEN)
+        self.first.timer.tick(self._tick, self.conversation, [*self.light, *self.first.parts], **HIDDEN)
+        return Compare(self.conversation, self.drawn, self.show, self.halt, answering, loaded, box.prompt, self.extras)
 
-    outputs = [base_chat, tuned_chat, base_figures, tuned_figures, prompt]
-    answering = gr.on(
-        [send.click, prompt.submit],
-        _answerer(engine),
-        [prompt, base_chat, tuned_chat, run, side, strength, temperature, top_p, length, seed],
-        outputs,
-        concurrency_id=DEVICE,
-        concurrency_limit=1,
-        api_name="compare",
-        show_progress="hidden",
-    )
-    stop.click(None, cancels=answering, queue=False)
-    clear.click(lambda: ([], [], "", ""), None, outputs[:4], cancels=answering, queue=False, api_visibility="private")
-    for chosen in (run.input, side.input, strength.release):
-        chosen(lambda: ([], [], "", ""), None, outputs[:4], cancels=answering, queue=False, api_visibility="private")
-    run.input(lambda: gr.Dropdown(["tuned"], value="tuned"), None, side, api_visibility="private")
-    side.focus(_offer_sides, [run, side], side, show_progress="hidden", api_visibility="private")
-    page.load(offer_tuned, None, run, api_visibility="private")
-    run.focus(offer_tuned, run, run, show_progress="hidden", api_visibility="private")
+    def show(self, conversation: Conversation) -> list[Any]:
+        """Updates of `drawn`."""
+        return [*self._light(conversation), *self.asking.show(conversation.settings)]
 
+    def halt(self, conversation: Conversation, request: gr.Request) -> Conversation:
+        """The conversation once nothing is written to it any more."""
+        return self.answering.halt(_session(request), conversation)
 
-def _offer_sides(run_id: str | None, chosen: str) -> Any:
-    """What a run can put on the right."""
-    return gr.Dropdown(view.side_choices(find_run(run_id)) if run_id else ["tuned"], value=chosen)
+    def _light(self, conversation: Conversation) -> list[Any]:
+        chat = [conversation, view.past(conversation), view.live(conversation)]
+        return [*chat, *self.heads.show(conversation), *acts(conversation, False)]
 
+    def _load(self, request: gr.Request, conversation: Conversation) -> list[Any]:
+        """A fresh page's columns. Whoever was quicker than the page already has a prompt, which is left alone."""
+        settled = sides.settle(conversation)
+        drawn = self._light(settled)
+        if self.answering.is_going(_session(request)):
+            heads = self.heads.show(settled)
+            drawn = [*[gr.skip()] * len(self.chat), *heads, *[gr.skip()] * len(self.composer.acts)]
+        return [*drawn, *self.first.show()]
 
-def _chat(label: str, name: str) -> gr.Chatbot:
-    """Answers are text. Without Markdown, a Chatbot still takes what it is given for HTML: so all of it is escaped."""
-    return gr.Chatbot(
-        label=label, height=440, elem_id=f"{name}-chat", render_markdown=False, sanitize_html=True, buttons=["copy"]
-    )
+    def _tick(self, request: gr.Request, conversation: Conversation) -> list[Any]:
+        """The first run's progress; once it has its adapter, that is the second column."""
+        going = self.answering.is_going(_session(request))
+        if is_over() and going:
+            return [gr.skip()] * (len(self.light) + len(self.first.parts))  # the next tick will do
+        if not is_over() or len(conversation.sides) > 1:  # a tick that was under way must not draw what has gone on
+            return [*[gr.skip()] * len(self.light), *self.first.show()]
+        return [*self._light(sides.settle(conversation.add(Side(name="tuned")))), *self.first.show()]
 
+    def _stop(self, request: gr.Request) -> None:
+        self.answering.stop(_session(request))
 
-def _answerer(engine: Engine) -> Any:
-    def answer(
-        prompt: str,
-        base_chat: list[Any],
-        tuned_chat: list[Any],
-        run_id: str | None,
-        side: str,
-        strength: float,
-        temperature: float,
-        top_p: float,
-        length: float,
-        seed: float,
-    ) -> Iterator[tuple[Any, ...]]:
-        """Both answers to a prompt, streamed: the two conversations, the figures under each, the emptied prompt."""
-        if not prompt.strip():
-            raise gr.Error("Write a prompt first.")
-        chats = [[*chat, {"role": "user", "content": escape(prompt, quote=False)}] for chat in (base_chat, tuned_chat)]
-        try:
-            sampling = Sampling(temperature=temperature, top_p=top_p, seed=int(seed))
-            for answers, message, _ in _stream(engine, run_id, side, strength, chats, sampling, int(length)):
-                if not answers:
-                    yield (*chats, message, message, "")
-                    continue
-                shown = [
-                    [*chat, {"role": "assistant", "content": escape(a.text, quote=False)}]
-                    for chat, a in zip(chats, answers, strict=False)
-                ]
-                lines = [" · ".join(filter(None, (view.figures(a), message))) for a in answers]
-                if len(answers) == 1:
-                    shown.append([])
-                    lines.append("No tuned model yet: make one under Fine-tune.")
-                yield (*shown, *lines, "")
-        except ValueError as error:
-            raise gr.Error(str(error), duration=None) from error
+    def _change(self, change: Callable[..., Conversation], *given: Any) -> Callable[..., Any]:
+        """A handler: the conversation is halted, changed and drawn; where nothing changes, nothing is touched."""
 
-    return answer
+        def handler(request: gr.Request, conversation: Conversation, *values: Any) -> Any:
+            if change(conversation, *given, *values) is conversation:
+                return [gr.skip()] * len(self.light)
+            return self._light(change(self.halt(conversation, request), *given, *values))
+
+        return handler
+
+    def _answer(
+        self,
+        event: gr.EventData,
+        request: gr.Request,
+        conversation: Conversation,
+        prompt: str | None,
+        context: str | None,
+        row: Row | None,
+        editing: bool,
+        *settings: Any,
+    ) -> Iterator[list[Any]]:
+        """Every column's answer to what was asked, streamed. Whatever goes wrong, prompt and answers are as before."""
+        before, draft = self.halt(conversation, request), Draft(prompt or "", context or "", row, editing)
+        session = _session(request)
+        with self.answering.at_work(session):
+            try:
+                yield from self._stream(session, _wanted(str(event.target.elem_id), before, draft, settings))
+            except Exception as error:
+                chat = [before, view.past(before), view.live(before)]
+                yield [*chat, *self.composer.draw(draft), *acts(before, False), gr.skip()]
+                if isinstance(error, ValueError):
+                    raise gr.Error(str(error), duration=None) from error
+                raise
+
+    def _stream(self, session: str, wanted: tuple[Conversation, Draft | None]) -> Iterator[list[Any]]:
+        asked, left = sides.settle(wanted[0]), wanted[1]
+        same = [gr.skip()] * len(self.composer.draft)
+        draft = same if left is None else self.composer.draw(left)
+        drawn: Any = view.past(asked)
+        busy, seed, conversation = acts(asked, True), asked.settings.sampling.seed, asked
+        for conversation, exchange, message in self.answering.answer(session, asked):
+            if exchange < len(asked.exchanges) - 1:
+                drawn = view.past(conversation)
+            yield [conversation, drawn, view.live(conversation, message, True), *draft, *busy, seed]
+            draft, busy, drawn, seed = same, [gr.skip()] * len(busy), gr.skip(), gr.skip()
+        yield [conversation, gr.skip(), view.live(conversation), *same, *acts(conversation, False), gr.skip()]
+        # Gradio sends the last of these once more at the end, which may come after another event's change: so nothing.
+        yield [gr.skip()] * (len(self.chat) + len(same) + len(busy) + 1)
 
 
-def _stream(
-    engine: Engine,
-    run_id: str | None,
-    side: str,
-    strength: float,
-    chats: list[list[Any]],
-    sampling: Sampling,
-    length: int,
-) -> Iterator[Update]:
-    """Base and what is chosen of a run; base alone of the default model where there is no run yet."""
-    histories = [_turns(chat) for chat in chats]
-    if run_id is None:  # asked before the page had filled its list: the newest is what it would have chosen
-        run_id = next((run.id for run in list_runs() if run.has_adapter()), None)
-    if run_id is None:
-        model = TrainConfig.model_fields["model"].default
-        yield from engine.compare(model, None, "auto", [BASE], histories[:1], sampling, length)
-        return
-    run = find_run(run_id)
-    config, facts = run.config()["config"], run.facts()
-    columns = [BASE, view.side_column(run, side, strength)]
-    yield from engine.compare(
-        config["model"],
-        config["revision"],
-        facts["template"],
-        columns,
-        histories,
-        sampling,
-        length,
-        facts["model_sha256"],
-    )
+def _wanted(
+    pressed: str, conversation: Conversation, draft: Draft, settings: tuple[Any, ...]
+) -> tuple[Conversation, Draft | None]:
+    """The conversation with what is to be answered, and the draft that is left: None is the one there was.
+
+    Raises ValueError with a sentence.
+    """
+    asked = conversation.with_(settings=read(*settings))
+    if pressed == "fill":
+        return asked, None
+    if pressed == "regenerate":
+        return drafts.regenerate(asked), None
+    return drafts.send(asked, draft), Draft()
 
 
-def _turns(chat: list[Any]) -> list[Turn]:
-    """A Chatbot's messages as turns, the last without a response."""
-    turns: list[Turn] = []
-    for message in chat:
-        text = _text(message["content"])
-        if message["role"] == "user":
-            turns.append(Turn(text))
-        elif turns:
-            turns[-1] = turns[-1]._replace(response=text)
-    return turns
-
-
-def _text(content: Any) -> str:
-    """What was said, unescaped; Gradio hands a message over as a string or as a list of blocks."""
-    blocks = [content] if isinstance(content, str) else content
-    return unescape("\n".join(block["text"] if isinstance(block, dict) else str(block) for block in blocks))
+def _session(request: gr.Request) -> str:
+    return request.session_hash or uuid.uuid4().hex

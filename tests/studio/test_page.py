@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from browsing import shot, tab
 from conftest import App, wait_for
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Locator, Page, expect
 
 from finetune.run import ENDED, Run
 
@@ -22,8 +22,12 @@ def ask(page: Page, text: str) -> None:
     page.keyboard.press("Enter")
 
 
-def answer(page: Page, side: str) -> str:
-    return page.locator(f"#{side}-chat .bot").last.inner_text().strip()
+def answer(page: Page, place: int) -> str:
+    return page.locator(f"#live .answer[data-place='{place}'] .text").inner_text().strip()
+
+
+def figures(page: Page, place: int) -> Locator:
+    return page.locator(f"#live .answer[data-place='{place}'] .figures")
 
 
 def only_run(app: App) -> Run:
@@ -35,11 +39,12 @@ def test_the_main_path(page: Page, app: App, smollm2: Any) -> None:
     page.goto(app.address)
     # First visit: nothing is tuned yet, and the base answers alone.
     ask(page, ATTACK)
-    expect(page.locator("#tuned-figures")).to_contain_text("No tuned model yet", timeout=60_000)
-    expect(page.locator("#base-figures")).to_contain_text(re.compile("ended by itself|length limit"), timeout=90_000)
-    expect(page.locator("#base-chat")).to_contain_text("<script>")  # shown as text …
+    expect(page.locator("#first")).to_contain_text("Nothing is tuned here yet", timeout=60_000)
+    expect(figures(page, 0)).to_contain_text(re.compile("ended by itself|length limit"), timeout=90_000)
+    expect(page.locator("#live .answer")).to_have_count(1)
+    expect(page.locator("#live")).to_contain_text("<script>")  # shown as text …
     assert page.title() == "Tandem"  # … and never run
-    assert page.locator("#base-chat img[src=x]").count() == 0
+    assert page.locator("#live img[src=x]").count() == 0
 
     # A quick-demo run, shortened, survives a reload of the page and a restart of the app.
     tab(page, "Fine-tune")
@@ -65,13 +70,13 @@ def test_the_main_path(page: Page, app: App, smollm2: Any) -> None:
     # Both answer, differently, and stream while they do.
     page.reload()
     ask(page, PROMPT)
-    wait_for(lambda: page.locator("#tuned-chat .bot").count() and answer(page, "tuned"), 60)
-    early = len(answer(page, "tuned"))
-    for side in ("base", "tuned"):
-        expect(page.locator(f"#{side}-figures")).to_contain_text(re.compile("ended|limit"), timeout=90_000)
-        expect(page.locator(f"#{side}-figures")).to_contain_text("tokens/s")
-    assert early < len(answer(page, "tuned"))
-    assert answer(page, "base") != answer(page, "tuned")
+    wait_for(lambda: page.locator("#live .answer").count() == 2 and answer(page, 1), 60)
+    early = len(answer(page, 1))
+    for place in (0, 1):
+        expect(figures(page, place)).to_contain_text(re.compile("ended|limit"), timeout=90_000)
+        expect(figures(page, place)).to_contain_text("tokens/s")
+    assert early < len(answer(page, 1))
+    assert answer(page, 0) != answer(page, 1)
     shot(page, "compare")
 
     # Scores, as a sentence, a table and charts.

@@ -7,14 +7,12 @@ import pytest
 
 from evaluation.report import EvalReport, Score
 from finetune.config import preset
-from finetune.prompt import Turn
 from finetune.run import Reporter, Run, create_job
 from finetune.whole import seal
 from inference.columns import Column
 from inference.decode import Answer
 from studio import view
 from studio.form import UPLOAD_LIMIT, keep_upload, train_config
-from studio.tabs.compare import _turns
 from studio.views import evaluate as evaluated
 
 
@@ -138,14 +136,3 @@ def test_the_table_has_perplexity_beside_the_loss() -> None:
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (65.4, "1:05"), (3661, "1:01:01")])
 def test_durations(seconds: float, text: str) -> None:
     assert view.duration(seconds) == text
-
-
-def test_what_is_shown_as_text_is_sent_on_as_it_was_written() -> None:
-    from html import escape
-
-    said = "a < b && c > d &amp; &lt;script&gt; <img src=x>"
-    chat = [
-        {"role": "user", "content": escape(said, quote=False)},
-        {"role": "assistant", "content": [{"text": "1 &lt; 2"}]},
-    ]
-    assert _turns(chat) == [Turn(said, response="1 < 2")]
