@@ -84,7 +84,7 @@ def build(run: gr.Dropdown, evaluation: gr.Dropdown) -> tuple[Results, list[Any]
 
 
 def _downloads(run: gr.Dropdown, evaluation: gr.Dropdown, column: gr.Dropdown) -> None:
-    taken = gr.DownloadButton(visible="hidden")
+    taken = gr.DownloadButton(elem_classes="unseen")
     with gr.Row(elem_classes="downloads"):
         for kind, label in FILES:
             button = gr.Button(f"↓ {label}", size="sm", scale=0, min_width=150, elem_id=f"download-{kind}")
