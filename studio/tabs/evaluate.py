@@ -98,12 +98,12 @@ def _form() -> tuple[gr.Dropdown, list[Any], gr.Button, gr.Button]:
             elem_id="eval-length",
             min_width=240,
         )
-        probe = gr.Checkbox(
-            label="Forgetting probe",
-            info="Also how far each column departs from the first on text that is no instruction.",
-            elem_id="eval-probe",
-            min_width=240,
-        )
+        with gr.Column(min_width=240):
+            probe = gr.Checkbox(
+                label="Forgetting probe",
+                info="Also how far each column departs from the first on text that is no instruction.",
+                elem_id="eval-probe",
+            )
         with gr.Row(elem_classes="go"):
             start = gr.Button("Evaluate", variant="primary", elem_id="evaluate", min_width=110)
             stop = gr.Button("Stop", elem_id="stop-eval", min_width=110, interactive=False)
