@@ -11,6 +11,7 @@ from evaluation.config import EvalConfig
 from evaluation.jobs import start_evaluation
 from evaluation.leaderboard import leaderboards
 from evaluation.measures import MEASURES
+from evaluation.probe_text import OWN
 from finetune.config import parse
 from finetune.run import Run, find_run, list_runs, runs_folder
 from studio import view
@@ -73,14 +74,14 @@ def _form() -> tuple[gr.Dropdown, list[Any], gr.Button, gr.Button]:
             min_width=240,
         )
         metrics = gr.Dropdown(
-            [(measure.name, key) for key, measure in MEASURES.items()],
+            [(measure.name, key) for key, measure in MEASURES.items() if measure.source != "judge"],
             multiselect=True,
             label="Metrics",
             info="Nothing chosen: all of them.",
             elem_id="eval-metrics",
             min_width=240,
         )
-    with gr.Row(equal_height=True):
+    with gr.Row():
         rows = gr.Number(
             fields["rows"].default,
             label="Held-out rows",
@@ -97,10 +98,16 @@ def _form() -> tuple[gr.Dropdown, list[Any], gr.Button, gr.Button]:
             elem_id="eval-length",
             min_width=240,
         )
+        with gr.Column(min_width=240):
+            probe = gr.Checkbox(
+                label="Forgetting probe",
+                info="Also how far each column departs from the first on text that is no instruction.",
+                elem_id="eval-probe",
+            )
         with gr.Row(elem_classes="go"):
             start = gr.Button("Evaluate", variant="primary", elem_id="evaluate", min_width=110)
             stop = gr.Button("Stop", elem_id="stop-eval", min_width=110, interactive=False)
-    return run, [rows, length, columns, metrics], start, stop
+    return run, [rows, length, columns, metrics, probe], start, stop
 
 
 def _start(
@@ -109,8 +116,9 @@ def _start(
     length: float | None,
     columns: list[str] | None,
     metrics: list[str] | None,
+    probe: bool = False,
 ) -> None:
-    """Start an evaluation of a run."""
+    """Start an evaluation of a run. A judge is asked from the command line only: its key must not follow a page."""
     if not run_id:
         raise gr.Error("There is no tuned model yet: make one under Fine-tune.")
     try:
@@ -119,6 +127,7 @@ def _start(
             "max_new_tokens": length,
             "columns": ",".join(columns or []),
             "metrics": ",".join(metrics or ["all"]),
+            "probe": OWN if probe else None,
         }
         start_evaluation(find_run(run_id), parse(EvalConfig, asked))
     except ValueError as error:

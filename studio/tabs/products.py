@@ -62,7 +62,7 @@ def build(run: gr.Dropdown) -> Products:
             export = gr.Button("Export", variant="primary", elem_id="export", min_width=120, scale=0)
         exporting = gr.Markdown(elem_id="export-status")
         exports = gr.HTML(elem_id="exports", js_on_load=SAY_WHICH)
-        taken = gr.DownloadButton(visible="hidden")
+        taken = gr.DownloadButton(elem_classes="unseen")
 
     merge.click(_merge, [run, onto, rows], None, api_name="merge")
     stop.click(_stop, run, None, api_visibility="private")

@@ -33,6 +33,7 @@ class Results(NamedTuple):
     chart: gr.Plot
     category: gr.Dropdown
     table: gr.HTML
+    findings: gr.HTML
     only: gr.Dropdown
     by: gr.Dropdown
     number: gr.State
@@ -55,6 +56,7 @@ def build(run: gr.Dropdown, evaluation: gr.Dropdown) -> tuple[Results, list[Any]
             with gr.Column(min_width=320, scale=3):
                 category = gr.Dropdown([], label="Table of", elem_id="eval-category")
                 table = gr.HTML(elem_id="scores")
+        findings = gr.HTML(elem_id="findings")
         gr.Markdown("### Examples")
         with gr.Row():
             only = gr.Dropdown([], label="Category", elem_id="example-category")
@@ -66,7 +68,9 @@ def build(run: gr.Dropdown, evaluation: gr.Dropdown) -> tuple[Results, list[Any]
             back = gr.Button("Previous", elem_id="examples-back", size="sm", scale=0, min_width=110)
             place = gr.Markdown(elem_id="examples-place")
             on = gr.Button("Next", elem_id="examples-on", size="sm", scale=0, min_width=110)
-    results = Results(whole, column, verdict, metric, chart, category, table, only, by, number, shown, place, back, on)
+    results = Results(
+        whole, column, verdict, metric, chart, category, table, findings, only, by, number, shown, place, back, on
+    )
     asked = [run, evaluation, column, metric, category, only, by, order]
     column.input(draw, asked, list(results), **HIDDEN)
     metric.input(_chart, [run, evaluation, column, metric], chart, **HIDDEN)
@@ -80,7 +84,7 @@ def build(run: gr.Dropdown, evaluation: gr.Dropdown) -> tuple[Results, list[Any]
 
 
 def _downloads(run: gr.Dropdown, evaluation: gr.Dropdown, column: gr.Dropdown) -> None:
-    taken = gr.DownloadButton(visible="hidden")
+    taken = gr.DownloadButton(elem_classes="unseen")
     with gr.Row(elem_classes="downloads"):
         for kind, label in FILES:
             button = gr.Button(f"↓ {label}", size="sm", scale=0, min_width=150, elem_id=f"download-{kind}")
@@ -124,6 +128,7 @@ def draw(
         view.score_chart(report, column, metric) if scores else None,
         gr.update(choices=categories, value=category),
         view.score_table(scores, category),
+        view.findings_html(report),
         gr.update(choices=view.example_categories(names), value=only),
         gr.update(choices=view.metric_choices(scored), value=by),
         *_page(found, column, only, by, order, 0),

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import plotly.graph_objects as go
 
+from evaluation.html_findings import judge_section, probe_section
 from evaluation.leaderboard import Board, Line
 from evaluation.measures import MEASURES
 from evaluation.report import OVERALL, EvalReport, Score, read_report, table
@@ -80,8 +81,12 @@ def of_column(report: EvalReport, column: str) -> list[Score]:
 
 def verdict_html(report: EvalReport, column: str) -> str:
     """The verdict on a column, its first sentence large, and what was compared on what."""
-    scores = of_column(report, column)
-    first, _, rest = verdict(scores).partition(". ")
+    scores, judge, probe = of_column(report, column), report.judge, report.probe
+    if judge:
+        judge = judge.model_copy(update={"preferences": [p for p in judge.preferences if p.column == column]})
+    if probe:
+        probe = probe.model_copy(update={"departures": [d for d in probe.departures if d.column == column]})
+    first, _, rest = verdict(scores, judge, probe, report.columns[0]).partition(". ")
     overall = {s.verdict for s in scores if s.category == OVERALL and MEASURES[s.metric].headline}
     kind = {(True, False): "better", (False, True): "worse", (True, True): "mixed"}.get(
         ("better" in overall, "worse" in overall), "same"
@@ -95,6 +100,13 @@ def verdict_html(report: EvalReport, column: str) -> str:
     more = "".join(f"<p>{escape(text)}</p>" for text in filter(None, (rest, *report.notes)))
     head = escape(first.removesuffix("."))
     return f'<div class="verdict {kind}"><h3>{head}.</h3>{more}<p class="quiet">{escape(" · ".join(facts))}</p></div>'
+
+
+def findings_html(report: EvalReport) -> str:
+    """What the judge and the probe found, as in report.html: sentences and tables, escaped there."""
+    parts = [judge_section(report.judge, report.columns[0])] if report.judge else []
+    parts += [probe_section(report.probe, report.columns[0])] if report.probe else []
+    return f'<div class="findings">{"".join(parts)}</div>' if parts else ""
 
 
 def category_choices(report: EvalReport) -> list[tuple[str, str]]:

@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import TypeAdapter
 
+from evaluation.html_findings import judged_texts
 from evaluation.measures import MEASURES
 from evaluation.report import EvalReport, Sample
 
@@ -118,7 +119,8 @@ def _example(report: EvalReport, s: Sample, column: int, metric: str) -> str:
     return (
         f'<article class="example"><header><span class="tag">{escape(_spaced(s.category))}</span>{flag}'
         f"{_change(s.values[metric], column, metric)}</header>"
-        f'<p class="asked">{escape(s.instruction)}</p>{context}{_sides(report, s, column)}{_scores(report, s, column)}'
+        f'<p class="asked">{escape(s.instruction)}</p>{context}{_sides(report, s, column)}'
+        f"{_judged(report, s, column)}{_scores(report, s, column)}"
         "</article>"
     )
 
@@ -145,6 +147,12 @@ def _sides(report: EvalReport, s: Sample, column: int) -> str:
         for kind, name, note, text in sides
     ]
     return f'<div class="sides">{"".join(blocks)}</div>'
+
+
+def _judged(report: EvalReport, s: Sample, column: int) -> str:
+    """What the judge made of it, where one was asked."""
+    found = judged_texts(s, report.columns)[column - 1 : column]
+    return "".join(f"<details><summary>{escape(head)}</summary>{_text(text)}</details>" for head, text in found)
 
 
 def _text(text: str) -> str:

@@ -116,6 +116,7 @@ def test_more_columns_are_scored_from_the_page(page: Page, small_app: App, copie
     page.keyboard.press("Escape")
     choose(page, "#eval-metrics", "response loss")
     page.keyboard.press("Escape")
+    page.locator("#eval-probe input").check()
     page.click("#evaluate")
     expect(page.locator("#eval-status")).to_contain_text(re.compile("queued|preparing|running"))
     expect(page.locator("#eval-column")).to_be_visible(timeout=120_000)
@@ -123,6 +124,8 @@ def test_more_columns_are_scored_from_the_page(page: Page, small_app: App, copie
     choose(page, "#eval-column", "0.5")
     expect(page.locator("#verdict h3")).to_contain_text("Too few examples to tell")
     expect(page.locator("#scores thead")).to_contain_text("0.5")
+    expect(page.locator("#findings")).to_contain_text("Text that is no instruction")
+    expect(page.locator("#verdict")).to_contain_text("0.5 departs from base by")
     # The older one is still there.
     choose(page, "#evaluation", "24 rows")
     expect(page.locator("#verdict")).to_contain_text("24 examples")
