@@ -28,7 +28,11 @@ def train_config(
 
 
 def checked_config(
-    preset_name: str, values: Mapping[str, Any], upload: str | None = None, hub: str = "", columns: str | None = None
+    preset_name: str,
+    values: Mapping[str, Any],
+    upload: str | None = None,
+    hub: str | None = None,
+    columns: str | None = None,
 ) -> TrainConfig:
     """A config from the page.
 
@@ -47,11 +51,11 @@ def checked_config(
     if is_local(str(values.get("model", "")).strip()):
         raise ValueError(f"Here a model is one of {', '.join(ALIASES)} or a hub id; for a folder use the command line.")
     own: dict[str, Any] = {}
-    if upload and hub.strip():
+    if upload and (hub or "").strip():
         raise ValueError("There are two sources of rows, a file and a data set on the hub: take one of them away.")
     if upload:
         own = {"data": keep_upload(upload), "columns": columns}
-    elif hub.strip():
+    elif hub and hub.strip():
         own = {"data": hub_id(hub), "columns": columns}
     return config_from(preset_name, {**values, **own})
 

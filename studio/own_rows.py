@@ -36,7 +36,7 @@ class Preview(NamedTuple):
     sentence: str
 
 
-def look(upload: str | None, hub: str) -> Found | None:
+def look(upload: str | None, hub: str | None) -> Found | None:
     """What an uploaded file (or a hub data set) holds; None where neither is given.
 
     Raises:
@@ -48,7 +48,7 @@ def look(upload: str | None, hub: str) -> Found | None:
             rows, name = readers.read_file(file), file.name
         except ValueError as error:
             raise ValueError(about_file(error, upload)) from error
-    elif hub.strip():
+    elif hub and hub.strip():
         rows, _, name = readers.read(hub_id(hub))
     else:
         return None

@@ -7,7 +7,7 @@ import types
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 
-from finetune.config import Part, TrainConfig, fields, preset, with_settings
+from finetune.config import Part, TrainConfig, preset, with_settings
 
 Kind = Literal["integer", "number", "choice", "switch", "text", "names"]
 
@@ -51,6 +51,7 @@ LABELS = {
     "lora_plus_ratio": "LoRA+ ratio",
     "neftune_alpha": "NEFTune alpha",
 }
+HELP = {"model": "An alias, or a model's hub id (owner/name)."}  # a page takes no paths
 
 
 class Setting(NamedTuple):
@@ -111,8 +112,10 @@ def _setting(name: str, info: Any, group: str) -> Setting:
     else:
         kinds: dict[Any, Kind] = {bool: "switch", int: "integer", float: "number", str: "text"}
         kind = kinds[options[0]]
+    if type(None) in get_args(info.annotation) and name not in EVERYDAY:
+        kind = "text"  # a number's component that begins empty turns into 0 once it is unfolded (Gradio 6.31)
     words = name.replace("_", " ")
-    help_text = f"{info.description}{_bounds(info.metadata)}"
+    help_text = HELP.get(name) or f"{info.description}{_bounds(info.metadata)}"
     choices = get_args(literal) if kind == "choice" else ()
     return Setting(name, group, kind, LABELS.get(name, words[:1].upper() + words[1:]), help_text, choices)
 
@@ -132,7 +135,8 @@ def _bounds(metadata: list[Any]) -> str:
         for name, words in said.items()
         if getattr(bound, name, None) is not None
     ]
-    return f" ({', '.join(found)})" if found else ""
+    text = ", ".join(found)
+    return f" {text[:1].upper()}{text[1:]}." if found else ""
 
 
 def _group(part: str, name: str) -> str:
@@ -144,7 +148,9 @@ def _group(part: str, name: str) -> str:
 def _shown(setting: Setting, value: Any) -> Any:
     if setting.kind == "names" and not isinstance(value, str):
         return ", ".join(value)
-    return "" if setting.kind == "text" and value is None else value
+    if setting.kind == "text":
+        return "" if value is None else str(value).removesuffix(".0")
+    return value
 
 
 def _given(setting: Setting, value: Any) -> Any:
@@ -155,9 +161,3 @@ def _given(setting: Setting, value: Any) -> Any:
         names = [name.strip() for name in (value or "").split(",") if name.strip()]
         return names[0] if names == ["all-linear"] else names
     return value
-
-
-def help_of(name: str) -> str:
-    """The help of a setting."""
-    text: str = fields()[name].description
-    return text

@@ -60,7 +60,7 @@ def chosen_columns(found: Found | None, mapping: tuple[str | None, ...]) -> str 
     return own_rows.columns_setting(found, dict(zip(PARTS, mapping, strict=True))) if found else None
 
 
-def _look(file: str | None, hub: str) -> list[Any]:
+def _look(file: str | None, hub: str | None) -> list[Any]:
     """What was found, the choice of columns, a sentence and a preview; what can't be read is a sentence too."""
     try:
         found = own_rows.look(file, hub)

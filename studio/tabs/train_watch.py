@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 import gradio as gr
+from gradio.context import Context
 
 from finetune.job import resume_training
 from finetune.run import ENDED, Run, find_run, list_runs
@@ -12,6 +13,8 @@ from studio.form import offer_runs
 from studio.views import train as train_view
 from studio.watched import Watched, stamp
 
+# Whether the tab is shown comes from the browser, in the place of the last input.
+IS_VISIBLE = "(...inputs) => [...inputs.slice(0, -1), !!document.querySelector('#train-run')?.offsetParent]"
 NOTHING = "No run yet. Everything is chosen: press Start."
 
 
@@ -35,11 +38,11 @@ def build(page: gr.Blocks) -> Watch:
     facts = gr.Markdown(elem_classes="figures")
     status = gr.Markdown(NOTHING, elem_id="train-status")
     with gr.Row(visible=False) as ready:
-        compare_now = gr.Button("Compare now", variant="primary", elem_id="compare-now", min_width=130)
-        evaluate_now = gr.Button("Evaluate", elem_id="evaluate-now", min_width=110)
-        merge_now = gr.Button("Merge", elem_id="merge-now", min_width=110)
-    queue = gr.HTML(elem_id="train-queue")
-    figures = gr.HTML(elem_id="train-figures")
+        compare_now = gr.Button("Compare now", variant="primary", elem_id="compare-now", min_width=90)
+        evaluate_now = gr.Button("Evaluate", elem_id="evaluate-now", min_width=90)
+        merge_now = gr.Button("Merge", elem_id="merge-now", min_width=90)
+    queue = gr.HTML(elem_id="train-queue", visible=False)
+    figures = gr.HTML(elem_id="train-figures", visible=False)
     with gr.Row():
         loss = _loss_plot()
         rate = gr.LinePlot(
@@ -47,7 +50,7 @@ def build(page: gr.Blocks) -> Watch:
         )
     with gr.Column(visible=False, elem_id="train-samples") as samples:
         gr.Markdown("### Sample answers")
-        look = gr.Slider(1, 1, 1, step=1, label="Look", visible=False, elem_id="look")
+        look = gr.Slider(1, 2, 1, step=1, label="Look", visible=False, elem_id="look")
         answers = gr.HTML(elem_id="answers")
     with gr.Accordion("Log", open=False):
         log = gr.Textbox(show_label=False, lines=12, max_lines=12, interactive=False, elem_id="train-log")
@@ -56,21 +59,33 @@ def build(page: gr.Blocks) -> Watch:
     shown = [facts, status, queue, figures, loss, rate, samples, look, answers, log, stop, resume, ready, seen]
     hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     timer = gr.Timer(1.0)
+    visible = gr.Checkbox(visible=False)
     # One event for all that asks for news: two at once would each think that the other one has shown it.
     gr.on(
         [run.change, timer.tick, look.input],
         _watch,
-        [run, look, seen],
-        shown,
+        [run, look, seen, visible],
+        [*shown, timer],
+        js=IS_VISIBLE,
         trigger_mode="always_last",
         **hidden,
     )
+    if tab := _tab_around():
+        tab.select(lambda: gr.Timer(active=True), None, timer, queue=False, **hidden)
     run.input(lambda chosen: chosen, run, remembered, **hidden)
     run.focus(offer_runs, run, run, **hidden)
     page.load(offer_runs, remembered, run, **hidden)
     stop.click(_stop, run, None, api_name="stop")
     resume.click(_resume, run, None, **hidden)
     return Watch(run, remembered, compare_now, evaluate_now, merge_now)
+
+
+def _tab_around() -> gr.Tab | None:
+    """The tab that is being built."""
+    block = Context.block
+    while block is not None and not isinstance(block, gr.Tab):
+        block = block.parent
+    return block
 
 
 def _loss_plot() -> gr.LinePlot:
@@ -111,8 +126,8 @@ def _found(run_id: str) -> Run:
         raise gr.Error(str(error), duration=None) from error
 
 
-def _watch(run_id: str | None, at: float, seen: Watched) -> list[Any]:
-    """What is new of a run since the last time, and nothing for what is not."""
+def _watch(run_id: str | None, at: float, seen: Watched, visible: bool) -> list[Any]:
+    """What is new of a run since the last time, and nothing for what is not; the clock stops where no one looks."""
     try:
         run = find_run(run_id) if run_id else None
     except ValueError:  # it was deleted
@@ -123,15 +138,20 @@ def _watch(run_id: str | None, at: float, seen: Watched) -> list[Any]:
     return [
         seen.news("facts", view.run_facts(run)),
         seen.news("status", view.progress(run, NOTHING)),
-        seen.news("queue", train_view.queue([other for other in list_runs() if other.is_alive()])),
-        seen.news("figures", train_view.figures(status, seen.sample)),
+        _html(seen, "queue", train_view.queue([other for other in list_runs() if other.is_alive()])),
+        _html(seen, "figures", train_view.figures(status, seen.sample)),
         seen.losses() if drawn else gr.skip(),
         seen.rates() if drawn else gr.skip(),
         *_answers(run, at, seen),
         (run.log_tail() if run else "") if seen.is_new("log", stamp(run, "run.log")) else gr.skip(),
         *_buttons(run, status["state"], seen),
         seen,
+        gr.skip() if visible else gr.Timer(active=False),
     ]
+
+
+def _html(seen: Watched, name: str, value: str) -> Any:
+    return seen.news(name, value, gr.update(value=value, visible=bool(value)))
 
 
 def _answers(run: Run | None, at: float, seen: Watched) -> list[Any]:
@@ -144,7 +164,7 @@ def _answers(run: Run | None, at: float, seen: Watched) -> list[Any]:
     chosen = count if grown and (at >= before or before == 0) else min(max(1, int(at)), count)
     seen.count = count
     seen.is_new("look", chosen)
-    slider = gr.update(minimum=1, maximum=max(count, 1), value=max(chosen, 1), visible=count > 1)
+    slider = gr.update(minimum=1, maximum=max(count, 2), value=max(chosen, 1), visible=count > 1)
     return [gr.update(visible=count > 0), slider, train_view.answers(found[chosen - 1] if found else None)]
 
 

@@ -21,9 +21,9 @@ def plan(made: RunPlan) -> str:
         sizes.pop("loading", None)
     when = "while the weights are read" if need.loading > need.training else "while it trains"
     lines = [Bar(PARTS[name], count, size(count)) for name, count in sizes.items()]
-    verdict = "It fits." if made.memory.fits else "It does not fit."
     return (
-        f'<p class="verdict {"good" if made.memory.fits else "bad"}"><b>{verdict}</b> {text(made.memory.sentence)}</p>'
+        f'<p class="verdict {"good" if made.memory.fits else "bad"}"><b>{"✓" if made.memory.fits else "✗"} Memory.</b> '
+        f"{text(made.memory.sentence)}</p>"
         f"<p><b>Time.</b> {text(time(made.time))}</p>"
         + bars(lines, f"Memory at its fullest, {when}: {size(need.total)}")
     )
