@@ -47,17 +47,18 @@ def build(page: gr.Blocks, engine: Engine) -> Train:
         except ValueError as error:
             raise gr.Error(about_file(error, given[0]), duration=None) from error
 
-    def started(*given: Any) -> tuple[Any, str, Any]:
+    def started(*given: Any) -> tuple[Any, Any]:
         """Start a run: the choice of runs with the new one chosen; the plan is folded."""
         try:
             run = start_training(config_of(given), given[len(own.inputs())])
         except ValueError as error:
             raise gr.Error(about_file(error, given[0]), duration=None) from error
-        return offer_runs(run.id), run.id, gr.update(open=False)
+        return offer_runs(run.id), gr.update(open=False)
 
     hidden: dict[str, Any] = {"api_visibility": "private"}
     check.click(checked, inputs, plan.outputs(), show_progress_on=plan.memory, **hidden)
-    begun = start.click(started, inputs, [watch.run, watch.remembered, plan.box], show_progress_on=watch.run, **hidden)
+    begun = start.click(started, inputs, [watch.run, plan.box], show_progress_on=watch.run, **hidden)
+    begun.success(None, watch.run, None, js=train_watch.REMEMBER, **hidden)
     begun.success(lambda: _make_room(engine), None, None, show_progress="hidden", **hidden)
     gr.api(_train(engine), api_name="train")
     return Train(watch.compare_now, watch.evaluate_now, watch.merge_now, watch.run)

@@ -3,7 +3,6 @@
 from typing import Any, NamedTuple
 
 import gradio as gr
-from gradio.context import Context
 
 from finetune.job import resume_training
 from finetune.run import ENDED, Run, find_run, list_runs
@@ -15,6 +14,10 @@ from studio.watched import Watched, stamp
 
 # Whether the tab is shown comes from the browser, in the place of the last input.
 IS_VISIBLE = "(...inputs) => [...inputs.slice(0, -1), !!document.querySelector('#train-run')?.offsetParent]"
+# gr.BrowserState is still empty when the page's load event comes (Gradio 6.31): so the browser is asked itself.
+REMEMBER = "run => localStorage.setItem('tandem-run', run)"
+RECALL = "() => localStorage.getItem('tandem-run') ?? ''"
+SHOWN = 14  # components that a look at a run may change
 NOTHING = "No run yet. Everything is chosen: press Start."
 
 
@@ -22,7 +25,6 @@ class Watch(NamedTuple):
     """What other parts of the page need of it."""
 
     run: gr.Dropdown
-    remembered: gr.BrowserState
     compare_now: gr.Button
     evaluate_now: gr.Button
     merge_now: gr.Button
@@ -30,7 +32,7 @@ class Watch(NamedTuple):
 
 def build(page: gr.Blocks) -> Watch:
     """Wire it; the run that was chosen last in this browser is shown, else the newest."""
-    remembered = gr.BrowserState(storage_key="tandem-run", secret="tandem")
+    remembered = gr.Textbox(visible=False)
     with gr.Row(equal_height=False):
         run = gr.Dropdown([], label="Run", elem_id="train-run", scale=4, min_width=240)
         stop = gr.Button("Stop", elem_id="stop-run", scale=1, min_width=96, interactive=False)
@@ -65,27 +67,17 @@ def build(page: gr.Blocks) -> Watch:
         [run.change, timer.tick, look.input],
         _watch,
         [run, look, seen, visible],
-        [*shown, timer],
+        shown,
         js=IS_VISIBLE,
         trigger_mode="always_last",
         **hidden,
     )
-    if tab := _tab_around():
-        tab.select(lambda: gr.Timer(active=True), None, timer, queue=False, **hidden)
-    run.input(lambda chosen: chosen, run, remembered, **hidden)
+    run.input(None, run, None, js=REMEMBER, **hidden)
     run.focus(offer_runs, run, run, **hidden)
-    page.load(offer_runs, remembered, run, **hidden)
+    page.load(offer_runs, remembered, run, js=RECALL, **hidden)
     stop.click(_stop, run, None, api_name="stop")
     resume.click(_resume, run, None, **hidden)
-    return Watch(run, remembered, compare_now, evaluate_now, merge_now)
-
-
-def _tab_around() -> gr.Tab | None:
-    """The tab that is being built."""
-    block = Context.block
-    while block is not None and not isinstance(block, gr.Tab):
-        block = block.parent
-    return block
+    return Watch(run, compare_now, evaluate_now, merge_now)
 
 
 def _loss_plot() -> gr.LinePlot:
@@ -127,7 +119,9 @@ def _found(run_id: str) -> Run:
 
 
 def _watch(run_id: str | None, at: float, seen: Watched, visible: bool) -> list[Any]:
-    """What is new of a run since the last time, and nothing for what is not; the clock stops where no one looks."""
+    """What is new of a run since the last time, and nothing for what is not, or where no one looks."""
+    if not visible and seen.run_id == run_id:
+        return [gr.skip()] * SHOWN
     try:
         run = find_run(run_id) if run_id else None
     except ValueError:  # it was deleted
@@ -146,7 +140,6 @@ def _watch(run_id: str | None, at: float, seen: Watched, visible: bool) -> list[
         (run.log_tail() if run else "") if seen.is_new("log", stamp(run, "run.log")) else gr.skip(),
         *_buttons(run, status["state"], seen),
         seen,
-        gr.skip() if visible else gr.Timer(active=False),
     ]
 
 

@@ -77,8 +77,8 @@ def _place(told: tuple[Run, dict[str, Any]]) -> tuple[bool, int, str]:
 
 def _standing(status: Mapping[str, Any]) -> str:
     if status["state"] == "queued":
-        ahead = status.get("ahead")
-        return "queued" if ahead is None else f"queued, {ahead} ahead"
+        ahead = status.get("ahead")  # of those that wait
+        return "queued" if ahead is None else f"queued, {ahead} before it" if ahead else "queued, next"
     if "max_steps" in status:
         return f"{status['state']}, step {status.get('step', 0)} of {status['max_steps']}"
     return str(status["state"])
