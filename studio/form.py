@@ -90,7 +90,7 @@ def keep_upload(upload: str) -> str:
     folder = runs_folder() / ".uploads"
     folder.mkdir(parents=True, exist_ok=True)
     name = re.sub(r"[^a-z0-9]+", "-", file.stem.lower()).strip("-")[:40] or "rows"
-    kept = folder / f"{name}-{digest[:32]}{file.suffix.lower()}"
+    kept = folder / f"{name}-{digest[:16]}{file.suffix.lower()}"
     if not kept.exists():
         partial = kept.with_suffix(".part")
         shutil.copyfile(file, partial)
@@ -113,6 +113,11 @@ def offer_runs(current: str | None = None, with_adapter: bool = False) -> Any:
     choices = view.run_choices(list_runs(), with_adapter)
     known = [run_id for _, run_id in choices]
     return gr.update(choices=choices, value=current if current in known else next(iter(known), None))
+
+
+def offer_choices(with_adapter: bool = False) -> Any:
+    """The runs there are, without a word on which is chosen: a slow answer must not undo what was chosen meanwhile."""
+    return gr.update(choices=view.run_choices(list_runs(), with_adapter))
 
 
 def offer_tuned(current: str | None = None) -> Any:

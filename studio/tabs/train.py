@@ -28,12 +28,6 @@ def build(page: gr.Blocks, engine: Engine) -> Train:
         with gr.Column(scale=2, min_width=300):
             form = train_form.build()
             own = train_data.build()
-            with gr.Row():
-                check = gr.Button("Check", elem_id="check", min_width=96)
-                start = gr.Button("Start", variant="primary", elem_id="start", min_width=96)
-            gr.Markdown(
-                "*Check* tells memory, time and what the rows become, before anything starts.", elem_classes="figures"
-            )
         with gr.Column(scale=5, min_width=300):
             plan = train_check.build()
             watch = train_watch.build(page)
@@ -56,8 +50,8 @@ def build(page: gr.Blocks, engine: Engine) -> Train:
         return offer_runs(run.id), gr.update(open=False)
 
     hidden: dict[str, Any] = {"api_visibility": "private"}
-    check.click(checked, inputs, plan.outputs(), show_progress_on=plan.memory, **hidden)
-    begun = start.click(started, inputs, [watch.run, plan.box], show_progress_on=watch.run, **hidden)
+    form.check.click(checked, inputs, plan.outputs(), show_progress_on=plan.memory, **hidden)
+    begun = form.start.click(started, inputs, [watch.run, plan.box], show_progress_on=watch.run, **hidden)
     begun.success(None, watch.run, None, js=train_watch.REMEMBER, **hidden)
     begun.success(lambda: _make_room(engine), None, None, show_progress="hidden", **hidden)
     gr.api(_train(engine), api_name="train")

@@ -12,10 +12,12 @@ FIRST_PRESET = "quick-demo"
 
 
 class Form(NamedTuple):
-    """The chosen preset, and a component for each setting by its name."""
+    """The chosen preset, a component for each setting by its name, and the two buttons."""
 
     preset: gr.Radio
     fields: dict[str, Any]
+    check: gr.Button
+    start: gr.Button
 
     def inputs(self) -> list[Any]:
         """What a handler gets: the preset's name, then each setting's value in the order of `fields`."""
@@ -33,11 +35,15 @@ def build() -> Form:
     about = gr.Markdown(preset_help(FIRST_PRESET), elem_id="preset-help")
     values = shown(preset(FIRST_PRESET))
     made = {s.name: component(s, values[s.name]) for s in settings() if s.name in EVERYDAY}
+    with gr.Row():
+        check = gr.Button("Check", elem_id="check", min_width=96)
+        start = gr.Button("Start", variant="primary", elem_id="start", min_width=96)
+    gr.Markdown("*Check* tells memory, time and what the rows become, before it starts.", elem_classes="figures")
     with gr.Accordion("All settings", open=False, elem_id="all-settings"):
         for title, members in groups().items():
             with gr.Accordion(title, open=False):
                 made |= {s.name: component(s, values[s.name]) for s in members}
-    form = Form(chosen, made)
+    form = Form(chosen, made, check, start)
     chosen.input(
         _fill(list(made)),
         chosen,

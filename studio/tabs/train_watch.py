@@ -8,7 +8,7 @@ from finetune.job import resume_training
 from finetune.run import ENDED, Run, find_run, list_runs
 from finetune.samples import looks
 from studio import view
-from studio.form import offer_runs
+from studio.form import offer_choices, offer_runs
 from studio.views import train as train_view
 from studio.watched import Watched, stamp
 
@@ -73,7 +73,7 @@ def build(page: gr.Blocks) -> Watch:
         **hidden,
     )
     run.input(None, run, None, js=REMEMBER, **hidden)
-    run.focus(offer_runs, run, run, **hidden)
+    run.focus(offer_choices, None, run, **hidden)
     page.load(offer_runs, remembered, run, js=RECALL, **hidden)
     stop.click(_stop, run, None, api_name="stop")
     resume.click(_resume, run, None, **hidden)

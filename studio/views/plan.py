@@ -93,6 +93,11 @@ def example(shares: Sequence[tuple[str, bool]], template: str) -> str:
 
 
 def preview(rows: Sequence[Row]) -> str:
-    """The first rows as they are understood."""
-    cells = [[cell if len(cell) <= SHOWN_CELL else cell[: SHOWN_CELL - 1] + "…" for cell in row] for row in rows]
-    return table(["Instruction", "Context", "Response", "Category"], cells, kind="rows") if rows else ""
+    """The first rows as they are understood: a part of a row to a line, so that it fits a narrow column."""
+    parts = [
+        f'<tr{first}><th scope="row">{name.capitalize()}</th><td>{text(said, SHOWN_CELL)}</td></tr>'
+        for row in rows
+        for first, (name, said) in zip((' class="first"', "", "", ""), row._asdict().items(), strict=True)
+        if said
+    ]
+    return f'<table class="plain rows">{"".join(parts)}</table>' if rows else ""

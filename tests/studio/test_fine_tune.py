@@ -211,8 +211,9 @@ def test_a_killed_run_is_told_and_goes_on_and_others_wait_in_order(fine_tune: Pa
 def choose(page: Page, run: Run) -> None:
     """Choose a run in the list: by its place, newest first."""
     page.locator("#train-run input").click()
-    place = [other.id for other in list_runs()].index(run.id)
-    page.locator("#train-run [role=option]").nth(place).click()
+    options = page.locator("#train-run [role=option]")
+    expect(options).to_have_count(len(list_runs()))
+    options.nth([other.id for other in list_runs()].index(run.id)).click()
 
 
 def process_of(run: Run) -> int:
