@@ -156,7 +156,7 @@ def _answers(run: Run | None, at: float, seen: Watched) -> list[Any]:
     count, before = len(found), seen.count
     chosen = count if grown and (at >= before or before == 0) else min(max(1, int(at)), count)
     seen.count = count
-    seen.is_new("look", chosen)
+    seen.is_new("look", max(chosen, 1))
     slider = gr.update(minimum=1, maximum=max(count, 2), value=max(chosen, 1), visible=count > 1)
     return [gr.update(visible=count > 0), slider, train_view.answers(found[chosen - 1] if found else None)]
 
