@@ -40,9 +40,9 @@ def build(page: gr.Blocks) -> Watch:
     facts = gr.Markdown(elem_classes="figures")
     status = gr.Markdown(NOTHING, elem_id="train-status")
     with gr.Row(visible=False) as ready:
-        compare_now = gr.Button("Compare now", variant="primary", elem_id="compare-now", min_width=90)
-        evaluate_now = gr.Button("Evaluate", elem_id="evaluate-now", min_width=90)
-        merge_now = gr.Button("Merge", elem_id="merge-now", min_width=90)
+        compare_now = gr.Button("Compare now", variant="primary", elem_id="compare-now", size="md", min_width=90)
+        evaluate_now = gr.Button("Evaluate", elem_id="evaluate-now", size="md", min_width=90)
+        merge_now = gr.Button("Merge", elem_id="merge-now", size="md", min_width=90)
     queue = gr.HTML(elem_id="train-queue", visible=False)
     figures = gr.HTML(elem_id="train-figures", visible=False)
     with gr.Row():
