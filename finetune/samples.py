@@ -43,7 +43,7 @@ class Look(NamedTuple):
     answers: list[Shown]
 
 
-def looks(run: Job) -> list[Look]:
+def read_samples(run: Job) -> list[Look]:
     """All looks of a run so far, in order of their steps. A line still being written is left for later."""
     file = run.path / "answers.jsonl"
     if not file.exists():
@@ -86,7 +86,7 @@ class Samples(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Take up the file; after a resumption what came after the checkpoint is written again."""
-        kept = [look for look in looks(Job(self.file.parent)) if look.step <= state.global_step]
+        kept = [look for look in read_samples(Job(self.file.parent)) if look.step <= state.global_step]
         write_atomically(self.file, "".join(map(_line, kept)))
         self._lines = self.file.open("a", buffering=1)
         if kept:

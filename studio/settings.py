@@ -37,6 +37,7 @@ TRAINING = {  # a setting that is not named here stands under "Training"
     "Validation, samples and checkpoints": {
         "validate_every_steps",
         "validation_rows",
+        "evaluate_every_steps",
         "sample_every_steps",
         "patience",
         "keep_best",

@@ -54,7 +54,6 @@ def build(page: gr.Blocks, engine: Engine) -> Train:
     begun = form.start.click(started, inputs, [watch.run, plan.box], show_progress_on=watch.run, **hidden)
     begun.success(None, watch.run, None, js=train_watch.REMEMBER, **hidden)
     begun.success(lambda: _make_room(engine), None, None, show_progress="hidden", **hidden)
-    gr.api(_train(engine), api_name="train")
     return Train(watch.compare_now, watch.evaluate_now, watch.merge_now, watch.run)
 
 
@@ -68,23 +67,6 @@ def _reader(form: train_form.Form, count: int) -> Any:
         return checked_config(rest[0], form.values(rest), upload, hub, columns)
 
     return config_of
-
-
-def _train(engine: Engine) -> Any:
-    def train(preset: str, model: str = "", rows: int = 0, steps: int = 0, data: str = "") -> str:
-        """Start a run from a preset; returns its id.
-
-        model, rows and steps replace the preset's unless they are empty or 0; data is a data set's id on the hub.
-        """
-        changed = {name: value for name, value in (("model", model), ("rows", rows), ("steps", steps)) if value}
-        try:
-            run = start_training(checked_config(preset, changed, hub=data), preset)
-        except ValueError as error:
-            raise gr.Error(str(error), duration=None) from error
-        _make_room(engine)
-        return run.id
-
-    return train
 
 
 def _make_room(engine: Engine) -> None:

@@ -6,7 +6,7 @@ import gradio as gr
 
 from finetune.job import resume_training
 from finetune.run import ENDED, Run, find_run, list_runs
-from finetune.samples import looks
+from finetune.samples import read_samples
 from studio import view
 from studio.form import offer_choices, offer_runs
 from studio.views import train as train_view
@@ -75,7 +75,7 @@ def build(page: gr.Blocks) -> Watch:
     run.input(None, run, None, js=REMEMBER, **hidden)
     run.focus(offer_choices, None, run, **hidden)
     page.load(offer_runs, remembered, run, js=RECALL, **hidden)
-    stop.click(_stop, run, None, api_name="stop")
+    stop.click(_stop, run, None, **hidden)
     resume.click(_resume, run, None, **hidden)
     return Watch(run, compare_now, evaluate_now, merge_now)
 
@@ -152,7 +152,7 @@ def _answers(run: Run | None, at: float, seen: Watched) -> list[Any]:
     grown = seen.is_new("answers", stamp(run, "answers.jsonl"))
     if not grown and not seen.is_new("look", at):
         return [gr.skip()] * 3
-    found = looks(run) if run else []
+    found = read_samples(run) if run else []
     count, before = len(found), seen.count
     chosen = count if grown and (at >= before or before == 0) else min(max(1, int(at)), count)
     seen.count = count

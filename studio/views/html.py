@@ -38,10 +38,10 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "",
     top = "".join(f'<th scope="col">{text(name)}</th>' for name in head)
     body = "".join("<tr>" + "".join(f"<td>{text(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     title = f"<caption>{text(caption)}</caption>" if caption else ""
-    return f'<div class="scroll"><table class="plain {kind}">{title}<tr>{top}</tr>{body}</table></div>'
+    return f'<div class="scroll"><table class="grid {kind}">{title}<tr>{top}</tr>{body}</table></div>'
 
 
-def facts(pairs: Iterable[tuple[str, str]], kind: str = "facts") -> str:
+def facts(pairs: Iterable[tuple[str, str]], kind: str = "known") -> str:
     """Names and values."""
     inside = "".join(f"<div><dt>{text(name)}</dt><dd>{text(value)}</dd></div>" for name, value in pairs)
     return f'<dl class="{kind}">{inside}</dl>' if inside else ""

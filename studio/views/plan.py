@@ -22,7 +22,7 @@ def plan(made: RunPlan) -> str:
     when = "while the weights are read" if need.loading > need.training else "while it trains"
     lines = [Bar(PARTS[name], count, size(count)) for name, count in sizes.items()]
     return (
-        f'<p class="verdict {"good" if made.memory.fits else "bad"}"><b>{"✓" if made.memory.fits else "✗"} Memory.</b> '
+        f'<p class="fit {"good" if made.memory.fits else "bad"}"><b>{"✓" if made.memory.fits else "✗"} Memory.</b> '
         f"{text(made.memory.sentence)}</p>"
         f"<p><b>Time.</b> {text(time(made.time))}</p>"
         + bars(lines, f"Memory at its fullest, {when}: {size(need.total)}")
@@ -100,4 +100,4 @@ def preview(rows: Sequence[Row]) -> str:
         for first, (name, said) in zip((' class="first"', "", "", ""), row._asdict().items(), strict=True)
         if said
     ]
-    return f'<table class="plain rows">{"".join(parts)}</table>' if rows else ""
+    return f'<table class="grid rows">{"".join(parts)}</table>' if rows else ""

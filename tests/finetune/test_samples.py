@@ -16,7 +16,7 @@ from finetune.data import Example, Row
 from finetune.job import create_run, reopen
 from finetune.prompt import Turn, template
 from finetune.run import Reporter, Run
-from finetune.samples import MAX_NEW_TOKENS, choose, cut, looks
+from finetune.samples import MAX_NEW_TOKENS, choose, cut, read_samples
 
 
 def in_process(tiny_model: Path, **changed: Any) -> Run:
@@ -50,8 +50,8 @@ def test_looking_leaves_the_run_as_it_was_bit_for_bit(tiny_model: Path, runs: Pa
     without = in_process(tiny_model, **settings)
     looked = in_process(tiny_model, **settings, sample_every_steps=2)
     assert losses(looked) == losses(without) and len(losses(looked)) >= 8
-    assert not looks(without)
-    seen = looks(looked)
+    assert not read_samples(without)
+    seen = read_samples(looked)
     assert [look.step for look in seen] == [0, 2, 4]
     for look in seen:  # the same prompts and the same base at every look
         assert [a[:4] for a in look.answers] == [a[:4] for a in seen[0].answers]
@@ -64,7 +64,7 @@ def test_the_bases_answer_is_the_bare_bases(tiny_model: Path, tiny_source: Any, 
     tokenizer = load_tokenizer(tiny_source)
     chosen = template(tokenizer, "chat")
     base = load_base(tiny_source)
-    for answer in looks(run)[-1].answers:
+    for answer in read_samples(run)[-1].answers:
         ids = torch.tensor([chosen.encode_prompt([Turn(answer.instruction, answer.context)])])
         made: list[int] = []
         with torch.no_grad():
@@ -80,17 +80,17 @@ def test_the_bases_answer_is_the_bare_bases(tiny_model: Path, tiny_source: Any, 
 def test_a_resumed_run_drops_the_looks_after_its_checkpoint(tiny_model: Path, runs: Path) -> None:
     settings = {"steps": 4, "save_every_steps": 2, "sample_every_steps": 1, "learning_rate": 2e-2}
     run = in_process(tiny_model, **settings)
-    whole, events = looks(run), losses(run)
+    whole, events = read_samples(run), losses(run)
     # As if it had been killed at step 3: the last whole checkpoint is that of step 2, and a line was cut short.
     (newest, folder) = run.checkpoints()[0]
     assert newest == 4
     (folder / "manifest.json").unlink()
     lines = (run.path / "answers.jsonl").read_text().splitlines(keepends=True)
     (run.path / "answers.jsonl").write_text("".join(lines[:4]) + lines[4][:20])
-    assert [look.step for look in looks(run)] == [0, 1, 2, 3]
+    assert [look.step for look in read_samples(run)] == [0, 1, 2, 3]
     (run.path / "status.json").write_text(json.dumps({"state": "running", "step": 3}))
     work(run, reopen(run))
-    assert looks(run) == whole and losses(run) == events
+    assert read_samples(run) == whole and losses(run) == events
 
 
 def test_prompts_are_short_and_of_different_kinds() -> None:
