@@ -5,6 +5,7 @@ TOML by hand (`assets/presets/*.toml`), JSON as a run keeps it. Nothing here loa
 
 import json
 import tomllib
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
@@ -107,6 +108,8 @@ class Training(Part):
     """Rows that the validation loss is taken over, the categories in proportion."""
     evaluate_every_steps: int = Field(default=0, ge=0)
     """Steps between two evaluations of answers to validation rows; training waits meanwhile. 0: none."""
+    sample_every_steps: int = Field(default=0, ge=0)
+    """Steps between two looks at the answers of base and tuned to three held-out prompts. 0: none."""
     patience: int | None = Field(default=None, ge=1)
     """Stop after this many looks without a lower validation loss. Empty: never."""
     keep_best: bool = True
@@ -149,6 +152,12 @@ class TrainConfig(Part):
 def preset_names() -> list[str]:
     """Names of the shipped presets, sorted."""
     return sorted(path.stem for path in PRESETS.rglob("*.toml"))
+
+
+def preset_help(name: str) -> str:
+    """What a shipped preset is for: the comment at its top, in one paragraph."""
+    lines = (PRESETS / f"{name}.toml").read_text().splitlines()
+    return " ".join(line.removeprefix("#").strip() for line in takewhile(lambda line: line.startswith("#"), lines))
 
 
 def preset(name: str) -> TrainConfig:

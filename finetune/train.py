@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import set_seed
 
-from finetune import compiling, data, datareport, model, pilot
+from finetune import compiling, data, datareport, model, pilot, samples
 from finetune.base import (
     add_lora,
     compute_dtype,
@@ -61,6 +61,7 @@ def train(run: Run, reporter: Reporter) -> None:
     base = load_base(source, trainable=True, packed=config.training.batching == "packed")
     set_seed(config.seed)
     adapted = add_lora(base, config.lora)
+    own_head = base.get_output_embeddings()
     with _head(base) as head:
         if config.training.minutes is not None:
             reporter.status(message="a short pilot: what fits into the time?")
@@ -68,6 +69,7 @@ def train(run: Run, reporter: Reporter) -> None:
         if is_main():
             _write_facts(run, config, prepared, source, adapted)
         trainer = make_trainer(run, config, adapted, head, prepared, tokenizer, reporter, started)
+        samples.attach(trainer, own_head, template(tokenizer, config.encoding.template), prepared.validation)
         try:
             _loop(run, trainer, reporter)
         except Diverged as error:

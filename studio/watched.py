@@ -1,0 +1,96 @@
+"""What one visitor's page shows of a run: so that an update reads and sends what is new, and nothing else."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import pandas as pd
+
+from finetune.run import Run
+
+POINTS = 300  # of a line: a plot has no more pixels
+
+
+class Watched:
+    """The run that is shown, the values that were sent, and the events of its metrics so far."""
+
+    def __init__(self) -> None:
+        self.run_id: str | None = None
+        self._sent: dict[str, Any] = {}
+        self.count = 0
+        """Looks at sample answers so far."""
+        self.sample: dict[str, Any] = {}
+        """The newest event that has the machine's figures."""
+        self._file, self._offset = 0, 0
+        self._loss: list[tuple[int, float]] = []
+        self._rate: list[tuple[int, float]] = []
+        self._validation: list[tuple[int, float]] = []
+
+    def turn_to(self, run_id: str | None) -> None:
+        """Begin anew where another run is shown than before."""
+        if run_id != self.run_id:
+            self.run_id, self._sent = run_id, {}
+            self._forget_events()
+
+    def news(self, name: str, value: Any, update: Any = None) -> Any:
+        """`update` (or the value itself), or nothing to send where the value is what was sent last."""
+        if name in self._sent and self._sent[name] == value:
+            return gr.skip()
+        self._sent[name] = value
+        return value if update is None else update
+
+    def is_new(self, name: str, value: Any) -> bool:
+        """Whether a value differs from the last one of that name; it is noted."""
+        old, self._sent[name] = self._sent.get(name, self), value
+        return bool(old != value)
+
+    def read(self, run: Run | None) -> bool:
+        """Read the metrics that came since the last time; whether there were any."""
+        mark = stamp(run, "metrics.jsonl")
+        if (
+            mark is not None and mark[0] != self._file
+        ):  # a resumed run goes back to its checkpoint, in a file of its own
+            self._forget_events()
+            self._file = mark[0]
+        events, self._offset = run.metrics(self._offset) if run else ([], 0)
+        for event in events:
+            if event.get("loss") is not None:
+                self._loss.append((event["step"], event["loss"]))
+                self._rate.append((event["step"], event["learning_rate"]))
+                self.sample = event
+            if event.get("validation_loss") is not None:
+                self._validation.append((event["step"], event["validation_loss"]))
+        return self.is_new("events", (self._file, self._offset))
+
+    def losses(self) -> pd.DataFrame:
+        """Step, loss, kind: thinned to what a plot can show."""
+        rows = [(*point, "training") for point in thinned(self._loss)]
+        rows += [(*point, "validation") for point in thinned(self._validation)]
+        return pd.DataFrame(rows, columns=["step", "loss", "kind"])
+
+    def rates(self) -> pd.DataFrame:
+        """Step and learning rate."""
+        return pd.DataFrame(thinned(self._rate), columns=["step", "learning rate"])
+
+    def _forget_events(self) -> None:
+        self._file = self._offset = self.count = 0
+        self._loss, self._rate, self._validation, self.sample = [], [], [], {}
+
+
+def thinned(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+    """At most about POINTS of them, evenly, and always the last one."""
+    every = -(-len(points) // POINTS) or 1
+    kept = list(points[::every])
+    return kept if not points or kept[-1] == points[-1] else [*kept, points[-1]]
+
+
+def stamp(run: Run | None, name: str) -> tuple[int, int] | None:
+    """(inode, size) of a run's file: what changes when it grows or is replaced; None where it is not there."""
+    if run is None:
+        return None
+    try:
+        found = Path(run.path / name).stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size
