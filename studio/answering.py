@@ -9,6 +9,7 @@ from inference.decode import Answer
 from inference.engine import Engine
 from studio import sides
 from studio.conversation import Conversation, Said
+from studio.limits import Limits
 
 HALT_SECONDS = 5.0  # it takes a tenth of that: a look at the engine never waits for the model
 
@@ -32,8 +33,8 @@ class _Going:
 class Answering:
     """Who is being answered. A page is known by its session."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, engine: Engine, limits: Limits) -> None:
+        self._engine, self._limits = engine, limits
         self._going: dict[str, _Going] = {}
 
     def is_going(self, session: str) -> bool:
@@ -65,8 +66,10 @@ class Answering:
             if self._going.get(session) is going:
                 del self._going[session]
 
-    def answer(self, session: str, conversation: Conversation) -> Iterator[Look]:
+    def answer(self, session: str, who: str, conversation: Conversation) -> Iterator[Look]:
         """Every answer that the conversation lacks, exchange after exchange, ten looks a second; within `at_work`.
+
+        They count as `who`'s among the answers that one person may have under way.
 
         Closing the iterator stops the generation within one token; so does `stop`, after a last look.
 
@@ -75,13 +78,15 @@ class Answering:
         """
         going = self._going[session]
         for exchange, columns in conversation.gaps():
-            for look in self._exchange(going, conversation, exchange, columns):
+            for look in self._exchange(going, who, conversation, exchange, columns):
                 conversation = look.conversation
                 yield look
             if going.stop.is_set():
                 return
 
-    def _exchange(self, going: _Going, conversation: Conversation, exchange: int, columns: list[int]) -> Iterator[Look]:
+    def _exchange(
+        self, going: _Going, who: str, conversation: Conversation, exchange: int, columns: list[int]
+    ) -> Iterator[Look]:
         asked, every = sides.resolve(conversation.sides)
         settings = conversation.settings
         stream = self._engine.compare(
@@ -95,8 +100,8 @@ class Answering:
             asked.sha256,
             settings.system,
         )
-        with closing(stream):  # type: ignore[type-var]
-            for update in stream:
+        with closing(self._limits.stream(who, stream)) as updates:  # type: ignore[type-var]
+            for update in updates:
                 said = [_said(answer) for answer in update.answers] or [Said(text="")] * len(columns)
                 if stopped := going.stop.is_set():
                     said = [s.with_(stop="cancelled") if s.is_open else s for s in said]

@@ -6,7 +6,6 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 from finetune.run import Job
@@ -73,18 +72,6 @@ class Brake:
                 del self._hits[key]
 
 
-@dataclass(frozen=True)
-class Ticket:
-    """A place in the queue for the model."""
-
-    number: int
-    limits: "Limits"
-
-    def ahead(self) -> int:
-        """How many answers are to be given before this one."""
-        return self.limits.before(self.number)
-
-
 class Limits:
     """Who has what under way. One of it serves the whole page."""
 
@@ -103,7 +90,7 @@ class Limits:
         self._started: dict[str, list[Job]] = defaultdict(list)
 
     @contextmanager
-    def answer(self, who: str) -> Iterator[Ticket]:
+    def answer(self, who: str) -> Iterator[None]:
         """Around one answer (or a look through the lens). Raises ValueError where that person has enough under way."""
         with self._lock:
             if sum(other == who for other in self._under_way.values()) >= self._answers:
@@ -113,27 +100,25 @@ class Limits:
             number = next(self._numbers)
             self._under_way[number] = who
         try:
-            yield Ticket(number, self)
+            yield
         finally:
             with self._lock:
                 del self._under_way[number]
 
     def stream(self, who: str, updates: Iterator[Update]) -> Iterator[Update]:
-        """The updates of an engine's comparison, counted as one answer; who has to wait is told the place in the queue.
+        """The updates of an engine's comparison, counted as one answer; while nothing changes, fewer of them.
 
         Raises:
             ValueError: that person has enough under way; or what the engine raises.
         """
-        with self.answer(who) as ticket:
+        with self.answer(who):
             said, at = "", 0.0
             try:
                 for update in updates:
-                    ahead = 0 if update.answers else ticket.ahead()
-                    message = f"Waiting for the model: {ahead} ahead of you." if ahead else update.message
-                    if not update.answers and message == said and time.monotonic() - at < SAME_NEWS_SECONDS:
+                    if not update.answers and update.message == said and time.monotonic() - at < SAME_NEWS_SECONDS:
                         continue
-                    said, at = message, time.monotonic()
-                    yield update._replace(message=message)
+                    said, at = update.message, time.monotonic()
+                    yield update
             finally:
                 close = getattr(updates, "close", None)  # now, and not when someone collects it: the model is free then
                 if close:
@@ -158,8 +143,3 @@ class Limits:
         with self._lock:
             self._started[who].append(job)
         return job
-
-    def before(self, number: int) -> int:
-        """How many tickets with a lower number are out."""
-        with self._lock:
-            return sum(other < number for other in self._under_way)

@@ -12,6 +12,7 @@ from studio import drafts, sides
 from studio.answering import Answering
 from studio.conversation import Conversation, Side
 from studio.drafts import Draft
+from studio.limits import Limits, person
 from studio.tabs.compare_asking import Asking, read
 from studio.tabs.compare_columns import HIDDEN, Heads
 from studio.tabs.compare_composer import Composer, acts
@@ -46,20 +47,20 @@ class Compare(NamedTuple):
     extras: gr.Column
 
 
-def build(page: gr.Blocks, engine: Engine) -> Compare:
+def build(page: gr.Blocks, engine: Engine, limits: Limits) -> Compare:
     """Wire the tab."""
-    return _Tab(page, engine).wire()
+    return _Tab(page, engine, limits).wire()
 
 
 class _Tab:
     """The tab's components, and what is done to the conversation."""
 
-    def __init__(self, page: gr.Blocks, engine: Engine) -> None:
-        self.page, self.answering = page, Answering(engine)
+    def __init__(self, page: gr.Blocks, engine: Engine, limits: Limits) -> None:
+        self.page, self.answering = page, Answering(engine, limits)
         self.conversation = gr.State(Conversation())
         with gr.Column(elem_id="compare"):
             self.heads = Heads()
-            self.first = First(engine)
+            self.first = First(engine, limits)
             self.past = gr.HTML(elem_id="past", elem_classes="chat")
             self.live = gr.HTML(view.live(Conversation()), elem_id="live", elem_classes="chat")
             self.composer = Composer()
@@ -151,7 +152,9 @@ class _Tab:
         session = _session(request)
         with self.answering.at_work(session):
             try:
-                yield from self._stream(session, _wanted(str(event.target.elem_id), before, draft, settings))
+                yield from self._stream(
+                    session, person(request).answers, _wanted(str(event.target.elem_id), before, draft, settings)
+                )
             except Exception as error:
                 chat = [before, view.past(before), view.live(before)]
                 yield [*chat, *self.composer.draw(draft), *acts(before, False), gr.skip()]
@@ -159,13 +162,13 @@ class _Tab:
                     raise gr.Error(str(error), duration=None) from error
                 raise
 
-    def _stream(self, session: str, wanted: tuple[Conversation, Draft | None]) -> Iterator[list[Any]]:
+    def _stream(self, session: str, who: str, wanted: tuple[Conversation, Draft | None]) -> Iterator[list[Any]]:
         asked, left = sides.settle(wanted[0]), wanted[1]
         same = [gr.skip()] * len(self.composer.draft)
         draft = same if left is None else self.composer.draw(left)
         drawn: Any = view.past(asked)
         busy, seed, conversation = acts(asked, True), asked.settings.sampling.seed, asked
-        for conversation, exchange, message in self.answering.answer(session, asked):
+        for conversation, exchange, message in self.answering.answer(session, who, asked):
             if exchange < len(asked.exchanges) - 1:
                 drawn = view.past(conversation)
             yield [conversation, drawn, view.live(conversation, message, True), *draft, *busy, seed]

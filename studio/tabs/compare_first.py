@@ -9,6 +9,7 @@ from finetune.job import start_training
 from finetune.run import ENDED, list_runs
 from inference.engine import Engine
 from studio import view
+from studio.limits import Limits, person
 from studio.tabs.compare_columns import HIDDEN
 
 PRESET = "quick-demo"
@@ -20,8 +21,8 @@ TO_FINE_TUNE = (
 class First:
     """The card, shown while no run has an adapter; its timer ticks only then."""
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
+    def __init__(self, engine: Engine, limits: Limits) -> None:
+        self.engine, self.limits = engine, limits
         config = preset(PRESET)
         with gr.Column(elem_id="first", visible=False) as self.card:
             gr.Markdown(
@@ -50,11 +51,11 @@ class First:
         shown = [gr.update(visible=not going), gr.update(visible=going)]
         return [gr.update(visible=True), *shown, line, gr.Timer(active=True)]
 
-    def _make(self) -> list[Any]:
+    def _make(self, request: gr.Request) -> list[Any]:
         """Start the run; a second click while one goes starts none."""
         try:
             if not any(run.status()["state"] not in ENDED for run in list_runs()):
-                start_training(preset(PRESET), PRESET)
+                self.limits.start(person(request).runs, lambda: start_training(preset(PRESET), PRESET))
                 self.engine.make_room()
         except ValueError as error:
             raise gr.Error(str(error), duration=None) from error

@@ -16,6 +16,7 @@ from finetune.config import parse
 from finetune.run import Run, find_run, list_runs, runs_folder
 from studio import view
 from studio.form import offer_tuned
+from studio.limits import Limits, person
 from studio.tabs import results
 from studio.tabs.results import HIDDEN
 from studio.views import evaluate as shown
@@ -31,7 +32,7 @@ class Evaluate(NamedTuple):
     """Empty: the counts of the votes go here."""
 
 
-def build(page: gr.Blocks) -> Evaluate:
+def build(page: gr.Blocks, limits: Limits) -> Evaluate:
     """Wire the tab."""
     run, asked, start, stop = _form()
     status = gr.Markdown(elem_id="eval-status")
@@ -46,7 +47,7 @@ def build(page: gr.Blocks) -> Evaluate:
 
     watching: dict[str, Any] = {"fn": _watch, "inputs": [run, evaluation, seen, report], **HIDDEN}
     watching["outputs"] = [status, stop, evaluation, board, seen, report]
-    start.click(_start, [run, *asked], None, api_name="evaluate").then(**watching)
+    start.click(_starter(limits), [run, *asked], None, api_visibility="private").then(**watching)
     stop.click(_stop, run, None, api_visibility="private")
     run.change(_offer_columns, run, asked[2], **HIDDEN).then(**watching)
     run.focus(offer_tuned, run, run, **HIDDEN)
@@ -110,18 +111,20 @@ def _form() -> tuple[gr.Dropdown, list[Any], gr.Button, gr.Button]:
     return run, [rows, length, columns, metrics, probe], start, stop
 
 
-def _start(
-    run_id: str | None,
-    rows: float | None,
-    length: float | None,
-    columns: list[str] | None,
-    metrics: list[str] | None,
-    probe: bool = False,
-) -> None:
+def _starter(limits: Limits) -> Any:
     """Start an evaluation of a run. A judge is asked from the command line only: its key must not follow a page."""
-    if not run_id:
-        raise gr.Error("There is no tuned model yet: make one under Fine-tune.")
-    try:
+
+    def start(
+        run_id: str | None,
+        rows: float | None,
+        length: float | None,
+        columns: list[str] | None,
+        metrics: list[str] | None,
+        probe: bool,
+        request: gr.Request,
+    ) -> None:
+        if not run_id:
+            raise gr.Error("There is no tuned model yet: make one under Fine-tune.")
         asked = {
             "rows": rows,
             "max_new_tokens": length,
@@ -129,9 +132,13 @@ def _start(
             "metrics": ",".join(metrics or ["all"]),
             "probe": OWN if probe else None,
         }
-        start_evaluation(find_run(run_id), parse(EvalConfig, asked))
-    except ValueError as error:
-        raise gr.Error(str(error), duration=None) from error
+        try:
+            run, config = find_run(run_id), parse(EvalConfig, asked)
+            limits.start(person(request).runs, lambda: start_evaluation(run, config))
+        except ValueError as error:
+            raise gr.Error(str(error), duration=None) from error
+
+    return start
 
 
 def _stop(run_id: str | None) -> None:

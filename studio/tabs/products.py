@@ -8,6 +8,7 @@ from finetune.config import parse
 from finetune.products import Merge, product, start_export, start_merge
 from finetune.run import ENDED, Run, find_run
 from studio import view
+from studio.limits import Limits, person
 from studio.tabs.results import HIDDEN, TAKE
 from studio.views import files
 from studio.views import products as shown
@@ -29,7 +30,7 @@ class Products(NamedTuple):
     exports: gr.HTML
 
 
-def build(run: gr.Dropdown) -> Products:
+def build(run: gr.Dropdown, limits: Limits) -> Products:
     """Make and wire both."""
     fields = Merge.model_fields
     with gr.Accordion("Merge", open=False, elem_id="merge-section"):
@@ -64,9 +65,9 @@ def build(run: gr.Dropdown) -> Products:
         exports = gr.HTML(elem_id="exports", js_on_load=SAY_WHICH)
         taken = gr.DownloadButton(elem_classes="unseen")
 
-    merge.click(_merge, [run, onto, rows], None, api_name="merge")
+    merge.click(_merger(limits), [run, onto, rows], None, api_visibility="private")
     stop.click(_stop, run, None, api_visibility="private")
-    export.click(_export, [run, kind], None, api_name="export")
+    export.click(_exporter(limits), [run, kind], None, api_visibility="private")
     exports.click(_take, run, taken, **HIDDEN).success(None, taken, None, js=TAKE)
     return Products(merging, certificate, stop, exporting, exports)
 
@@ -86,13 +87,18 @@ def watch(run: Run | None) -> list[Any]:
     ]
 
 
-def _merge(run_id: str | None, onto: str, rows: float | None) -> None:
+def _merger(limits: Limits) -> Any:
     """Merge a run's adapter into its base, as a process of its own."""
-    try:
-        start_merge(_chosen(run_id), parse(Merge, {"onto": onto, "rows": rows}))
-    except ValueError as error:
-        raise gr.Error(str(error), duration=None) from error
-    gr.Info("The merge has started, and goes on if you close this page.")
+
+    def merge(run_id: str | None, onto: str, rows: float | None, request: gr.Request) -> None:
+        try:
+            run, order = _chosen(run_id), parse(Merge, {"onto": onto, "rows": rows})
+            limits.start(person(request).runs, lambda: start_merge(run, order))
+        except ValueError as error:
+            raise gr.Error(str(error), duration=None) from error
+        gr.Info("The merge has started, and goes on if you close this page.")
+
+    return merge
 
 
 def _stop(run_id: str | None) -> None:
@@ -102,12 +108,17 @@ def _stop(run_id: str | None) -> None:
             gr.Info("It stops after the step it is at. What was merged before is still there.")
 
 
-def _export(run_id: str | None, choice: str) -> None:
+def _exporter(limits: Limits) -> Any:
     """Export a run for other software, as a process of its own."""
-    try:
-        start_export(_chosen(run_id), shown.export_order(choice))
-    except ValueError as error:
-        raise gr.Error(str(error), duration=None) from error
+
+    def export(run_id: str | None, choice: str, request: gr.Request) -> None:
+        try:
+            run, order = _chosen(run_id), shown.export_order(choice)
+            limits.start(person(request).runs, lambda: start_export(run, order))
+        except ValueError as error:
+            raise gr.Error(str(error), duration=None) from error
+
+    return export
 
 
 def _take(run_id: str | None, event: gr.EventData) -> Any:

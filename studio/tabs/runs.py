@@ -10,6 +10,7 @@ from finetune.disk import delete_run
 from finetune.run import Run, list_runs
 from studio import view
 from studio.form import offer_runs
+from studio.limits import Limits
 from studio.tabs import products
 from studio.tabs.results import HIDDEN
 from studio.views import runs as shown
@@ -36,7 +37,7 @@ class Runs(NamedTuple):
     evaluate_now: gr.Button
 
 
-def build(page: gr.Blocks) -> Runs:
+def build(page: gr.Blocks, limits: Limits) -> Runs:
     """Wire the tab."""
     listed = gr.HTML(elem_id="run-list", js_on_load=SAY_WHICH)
     used = gr.Markdown(elem_id="disk", elem_classes="figures")
@@ -49,7 +50,7 @@ def build(page: gr.Blocks) -> Runs:
         with gr.Column(min_width=320):
             name, note = _about(run)
     _settings(page, run)
-    made = products.build(run)
+    made = products.build(run, limits)
     _deletion(run)
 
     seen = gr.State({})  # a digest of everything as the page shows it: only what is another now is sent

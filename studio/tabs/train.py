@@ -8,6 +8,7 @@ from finetune.config import TrainConfig
 from finetune.job import start_training
 from inference.engine import Engine
 from studio.form import about_file, checked_config, offer_runs
+from studio.limits import Limits, person
 from studio.tabs import train_check, train_data, train_form, train_watch
 
 PROGRESS = gr.Progress()  # as a default it has Gradio hand over the call's own
@@ -22,7 +23,7 @@ class Train(NamedTuple):
     run: gr.Dropdown
 
 
-def build(page: gr.Blocks, engine: Engine) -> Train:
+def build(page: gr.Blocks, engine: Engine, limits: Limits) -> Train:
     """Wire the tab."""
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
@@ -41,10 +42,11 @@ def build(page: gr.Blocks, engine: Engine) -> Train:
         except ValueError as error:
             raise gr.Error(about_file(error, given[0]), duration=None) from error
 
-    def started(*given: Any) -> tuple[Any, Any]:
+    def started(request: gr.Request, *given: Any) -> tuple[Any, Any]:
         """Start a run: the choice of runs with the new one chosen; the plan is folded."""
         try:
-            run = start_training(config_of(given), given[len(own.inputs())])
+            config, label = config_of(given), given[len(own.inputs())]
+            run = limits.start(person(request).runs, lambda: start_training(config, label))
         except ValueError as error:
             raise gr.Error(about_file(error, given[0]), duration=None) from error
         return offer_runs(run.id), gr.update(open=False)
