@@ -1,14 +1,19 @@
-"""The whole path in Chromium, on the real 135M model: chat, train, reload, restart, compare, evaluate."""
+"""The whole path in Chromium, on the real 135M model: chat, train, reload, restart, compare, evaluate.
+
+It is also the promise itself: half of quick-demo's steps on real Dolly rows lower the held-out response loss, clearly.
+"""
 
 import re
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
 from browsing import shot, tab
-from conftest import App, wait_for
+from conftest import DOLLY_ROWS, App, read_json, wait_for
 from playwright.sync_api import Locator, Page, expect
 
+from evaluation.report import EvalReport
 from finetune.run import ENDED, Run
 
 PROMPT = "Write a short note to a neighbour about a borrowed ladder."
@@ -35,7 +40,21 @@ def only_run(app: App) -> Run:
     return Run(folder)
 
 
-def test_the_main_path(page: Page, app: App, smollm2: Any) -> None:
+def some_of_dolly(folder: Path) -> Path:
+    """2,000 real rows as a file to upload."""
+    with DOLLY_ROWS.open() as rows:
+        (folder / "dolly.jsonl").write_text("".join(islice(rows, 2000)))
+    return folder / "dolly.jsonl"
+
+
+def upload(page: Page, file: Path) -> None:
+    page.get_by_text("Your own rows").click()
+    page.locator("input[type=file]").first.set_input_files(file)
+    # While it is uploaded the name stands in one piece, after that in two: the link is there only at the end.
+    expect(page.locator(f'a[href$="/{file.name}"]')).to_be_visible(timeout=30_000)
+
+
+def test_the_main_path(page: Page, app: App, smollm2: Any, tmp_path: Path) -> None:
     page.goto(app.address)
     # First visit: nothing is tuned yet, and the base answers alone.
     ask(page, ATTACK)
@@ -48,9 +67,11 @@ def test_the_main_path(page: Page, app: App, smollm2: Any) -> None:
 
     # A quick-demo run, shortened, survives a reload of the page and a restart of the app.
     tab(page, "Fine-tune")
-    page.fill("#steps input", "10")
+    if DOLLY_ROWS.exists():  # else on the rows that come with Tandem
+        upload(page, some_of_dolly(tmp_path))
+    page.fill("#steps input", "15")
     page.click("#start")
-    expect(page.locator("#train-status")).to_contain_text(re.compile(r"step [1-9]\d* of 10"), timeout=120_000)
+    expect(page.locator("#train-status")).to_contain_text(re.compile(r"step [1-9]\d* of 15"), timeout=120_000)
     run = only_run(app)
     page.reload()
     tab(page, "Fine-tune")
@@ -60,8 +81,8 @@ def test_the_main_path(page: Page, app: App, smollm2: Any) -> None:
     app.start()
     page.goto(app.address)
     tab(page, "Fine-tune")
-    expect(page.locator("#train-status")).to_contain_text(re.compile(r"step \d+ of 10"))
-    expect(page.locator("#train-status")).to_contain_text("finished", timeout=180_000)
+    expect(page.locator("#train-status")).to_contain_text(re.compile(r"step \d+ of 15"))
+    expect(page.locator("#train-status")).to_contain_text("finished", timeout=300_000)
     losses = [event["validation_loss"] for event in run.metrics()[0] if "validation_loss" in event]
     assert losses[-1] < losses[0]
     expect(page.locator("#loss-plot path.mark-line, #loss-plot .mark-line path").first).to_be_attached()
@@ -79,16 +100,21 @@ def test_the_main_path(page: Page, app: App, smollm2: Any) -> None:
     assert answer(page, 0) != answer(page, 1)
     shot(page, "compare")
 
-    # Scores, as a sentence, a table and charts.
+    # Scores, as a sentence, a table and charts: it helped, by more than the interval.
     tab(page, "Evaluate")
-    page.fill("#eval-rows input", "12")
-    page.fill("#eval-length input", "12")
+    page.fill("#eval-rows input", "24")
+    page.fill("#eval-length input", "8")
     page.click("#evaluate")
     expect(page.locator("#verdict")).to_contain_text("response loss", timeout=180_000)
     expect(page.locator("#scores")).to_contain_text("perplexity")
     expect(page.locator("#loss-chart .bars path").first).to_be_attached()
     shot(page, "evaluate")
     assert run.evaluations()[0].status()["state"] in ENDED
+    report = EvalReport.model_validate(read_json(run.evaluations()[0].path / "report.json"))
+    loss = report.scores[0]
+    assert (loss.metric, loss.category) == ("loss", "all")
+    assert loss.tuned < loss.base and loss.high < 0, report.verdict
+    assert loss.verdict == "better" and "better on response loss" in report.verdict
 
 
 def test_bad_input_is_a_sentence_on_the_page(page: Page, app: App, tmp_path: Path) -> None:
@@ -115,10 +141,7 @@ def test_bad_input_is_a_sentence_on_the_page(page: Page, app: App, tmp_path: Pat
     page.keyboard.press("Enter")
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"instruction": "a", "response": "b"}\n{"instruction": "only a question", "response": ""}\n')
-    page.get_by_text("Your own rows").click()
-    page.locator("input[type=file]").set_input_files(rows)
-    # While it is uploaded the name stands in one piece, after that in two: the link is there only at the end.
-    expect(page.locator('a[href$="/rows.jsonl"]')).to_be_visible()
+    upload(page, rows)
     refused("has no response")
     tab(page, "Compare")
     page.click("#send")
