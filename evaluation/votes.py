@@ -6,14 +6,14 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest
+from scipy.special import bdtr, betaincinv
 
 Values = NDArray[np.float64]
 LETTERS = "ABCD"
 TIE, BAD = "tie", "bad"
 PRIOR = 0.5  # contests of each entrant with one of average strength, half of them won: keeps the fit finite
 ROUNDS = 500  # of the fit, at most
-CLOSE = 1e-6  # in log-strength: the fit has settled
+CLOSE = 1e-4  # in log-strength: the fit has settled
 
 
 class Entrant(NamedTuple):
@@ -121,30 +121,32 @@ def sign_test(wins: int, losses: int) -> tuple[float | None, float, float, float
     decided = wins + losses
     if not decided:
         return None, 0.0, 1.0, 1.0
-    test = binomtest(wins, decided)
-    interval = test.proportion_ci(0.95, "exact")
-    return wins / decided, float(interval.low), float(interval.high), float(test.pvalue)
+    low = float(betaincinv(wins, losses + 1, 0.025)) if wins else 0.0
+    high = float(betaincinv(wins + 1, losses, 0.975)) if losses else 1.0
+    return wins / decided, low, high, min(1.0, 2 * float(bdtr(min(wins, losses), decided, 0.5)))
 
 
-def strengths(member: Values, won: Values, weights: Values) -> Values:
-    """Log-strengths under which the choices are likeliest, [sets, entrants].
+def strengths(member: Values, times: Values, wins: Values) -> Values:
+    """Log-strengths under which the choices are likeliest, of the shape of `wins`.
 
     P(i is chosen among S) = w_i / sum of w over S: Bradley & Terry 1952 (doi 10.2307/2334029) for pairs, Luce 1959 for
     more. Found by the MM iteration of Hunter 2004 (doi 10.1214/aos/1079120141), in which PRIOR contests with an
     entrant of strength 1 keep a winner of everything finite (a gamma prior, as in Caron & Doucet 2012).
 
     Args:
-        member: 1 where an entrant stands in a contest, [contests, entrants].
-        won: the share of a contest that an entrant won, [sets, contests, entrants] or without sets.
-        weights: how often a contest took place, [contests].
+        member: 1 where an entrant stands in a line-up, [line-ups, entrants].
+        times: how often a line-up was voted on, [line-ups].
+        wins: how often an entrant was chosen, a tie being an equal share for each, [entrants] or [sets, entrants].
     """
-    wins = (won * weights[:, None]).sum(-2)
     logs = np.zeros_like(wins)
     for _ in range(ROUNDS):
         strength = np.exp(logs)
-        faced = (weights / (strength @ member.T)) @ member + PRIOR / (strength + 1)
-        settled, logs = logs, np.log((wins + PRIOR / 2) / faced)
-        if np.abs(logs - settled).max() < CLOSE:
+        faced = (times / (strength @ member.T)) @ member + PRIOR / (strength + 1)
+        before, logs = logs, np.log((wins + PRIOR / 2) / faced)
+        # Only the prior says where all of them lie together, and MM would creep there: a step of Newton's goes at once.
+        beats = 1 / (1 + np.exp(-logs))
+        logs += (0.5 - beats).sum(-1, keepdims=True) / (beats * (1 - beats)).sum(-1, keepdims=True)
+        if np.abs(logs - before).max() < CLOSE:
             break
     return logs
 
@@ -158,37 +160,40 @@ def _pair(first: Entrant, second: Entrant, votes: Iterable[Vote]) -> Pair:
 
 def _ranking(group: list[Entrant], votes: Sequence[Vote], resamples: int, seed: int) -> Ranking:
     """The fit and its interval by the parametric bootstrap (Efron & Tibshirani 1993, section 6.5): each decided vote is
-    cast again by the fitted strengths. Drawing the votes themselves again would find no doubt in five wins of five.
-    A tie counts as an equal share for each, and stays one."""
+    cast again by the fitted strengths, a tie stays one. Drawing the votes themselves again would find no doubt in five
+    wins of five."""
     at = {entrant: i for i, entrant in enumerate(group)}
     votes = [vote for vote in votes if vote.columns[0] in at]
-    member, won = np.zeros((len(votes), len(group))), np.zeros((len(votes), len(group)))
-    for row, vote in enumerate(votes):
-        member[row, [at[entrant] for entrant in vote.columns]] = 1
-        won[row] = member[row] / len(vote.columns) if vote.winner is None else 0
+    line_ups = list(dict.fromkeys(frozenset(vote.columns) for vote in votes))
+    member = np.array([[float(entrant in line_up) for entrant in group] for line_up in line_ups])
+    decided, tied = np.zeros(len(line_ups)), np.zeros(len(line_ups))
+    wins = np.zeros(len(group))
+    for vote in votes:
+        which = line_ups.index(frozenset(vote.columns))
+        (tied if vote.winner is None else decided)[which] += 1
         if vote.winner is not None:
-            won[row, at[vote.winner]] = 1
+            wins[at[vote.winner]] += 1
+    shares = (tied / member.sum(1)) @ member
+    fitted = strengths(member, decided + tied, wins + shares)
+    again = _cast_again(member, decided, fitted, resamples, np.random.default_rng(seed))
+    drawn = strengths(member, decided + tied, again + shares)
     reference = next((entrant for entrant in group if entrant.name == "base"), None)
-    weights = np.ones(len(votes))
-    fitted = strengths(member, won, weights)
-    again = _cast_again(member, won, fitted, resamples, np.random.default_rng(seed))
-    drawn = strengths(member, again, weights)
-    chances, spread = _chances(fitted, at.get(reference)), _chances(drawn, at.get(reference))
-    low, high = np.quantile(spread, [0.025, 0.975], axis=0)
+    against = None if reference is None else at[reference]
+    chances = _chances(fitted, against)
+    low, high = np.quantile(_chances(drawn, against), [0.025, 0.975], axis=0)
     ranks = [
-        Rank(entrant, float(chances[i]), float(low[i]), float(high[i]), int(member[:, i].sum()))
+        Rank(entrant, float(chances[i]), float(low[i]), float(high[i]), int((decided + tied) @ member[:, i]))
         for entrant, i in at.items()
     ]
     return Ranking(reference, tuple(sorted(ranks, key=lambda rank: -rank.chance)))
 
 
-def _cast_again(member: Values, won: Values, logs: Values, resamples: int, generator: np.random.Generator) -> Values:
-    """[resamples, contests, entrants]: decided contests won anew by the strengths, by Gumbel's maximum."""
-    noise = generator.gumbel(size=(resamples, *member.shape))
-    drawn = np.where(member > 0, logs + noise, -np.inf)
-    winners = np.eye(member.shape[1])[drawn.argmax(-1)]
-    decided = won.max(-1) == 1
-    return np.where(decided[:, None], winners, won)
+def _cast_again(member: Values, decided: Values, logs: Values, sets: int, generator: np.random.Generator) -> Values:
+    """How often each is chosen where the decided votes are cast anew by the strengths, [sets, entrants]."""
+    chosen = member * np.exp(logs)
+    chosen /= chosen.sum(1, keepdims=True)
+    draws = [generator.multinomial(int(n), p, size=sets) for n, p in zip(decided, chosen, strict=True)]
+    return np.sum(draws, axis=0).astype(np.float64)
 
 
 def _chances(logs: Values, reference: int | None) -> Values:
