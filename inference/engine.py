@@ -13,7 +13,7 @@ import torch
 
 from finetune import model
 from finetune.base import load_base, load_tokenizer
-from finetune.prompt import Template, Turn, template
+from finetune.prompt import Template, Turn, template, token_texts
 from inference import apart
 from inference.captured import Captures
 from inference.columns import Column, Subject
@@ -111,7 +111,8 @@ class Engine:
         def work() -> Lens:
             base, chosen = self._ready(asked, lambda _: None)
             ids = _answer_ids(chosen, text)
-            return look(base, chosen.encode_prompt(history), ids, self.place(columns), len(columns))
+            lens = look(base, chosen.encode_prompt(history, asked.system), ids, self.place(columns), len(columns))
+            return lens._replace(texts=token_texts(ids, chosen.tokenizer))
 
         return self._submit(work).result()
 
@@ -122,7 +123,7 @@ class Engine:
 
         def work() -> list[list[Score]]:
             base, chosen = self._ready(asked, lambda _: None)
-            prompts = [chosen.encode_prompt(history)] * len(answers)
+            prompts = [chosen.encode_prompt(history, asked.system)] * len(answers)
             ids = [_answer_ids(chosen, answer) for answer in answers]
             return cross(base, prompts, ids, self.place(columns), len(columns))
 

@@ -22,12 +22,14 @@ class Lens(NamedTuple):
         log_p: log-probability of each token in nats, [C][T].
         kl: KL(first‖column) of the next-token distributions at each position in nats, [C][T]; 0 for the first.
         divergence: where a column's likeliest token first differs from the first column's; None where it never does.
+        texts: each token's share of the text, where someone with a tokenizer has filled it in.
     """
 
     ids: list[int]
     log_p: list[list[float]]
     kl: list[list[float]]
     divergence: list[int | None]
+    texts: Sequence[str] = ()
 
 
 class Score(NamedTuple):
