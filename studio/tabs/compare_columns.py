@@ -81,16 +81,18 @@ class Heads:
             gr.update(visible=room),
         ]
 
-    def wire(self, change: Callable[..., Any], conversation: gr.State, outputs: list[Any]) -> None:
-        """`change` makes a handler of a function (conversation, place, …values) → conversation."""
+    def wire(self, change: Callable[..., Any], conversation: gr.State, outputs: list[Any]) -> list[Any]:
+        """`change` makes a handler of a function (conversation, place, …values) → conversation. Returns the events."""
+        events = []
         for place in range(MOST_COLUMNS):
             chosen = [self.choosers[place], self.strengths[place]]
             put = change(_put, place)
-            gr.on([self.choosers[place].input], put, [conversation, *chosen], outputs, **HIDDEN)
-            gr.on([self.strengths[place].release], put, [conversation, *chosen], outputs, **HIDDEN)
-            self.drops[place].click(change(_drop, place), conversation, outputs, **HIDDEN)
+            for chosen_anew in (self.choosers[place].input, self.strengths[place].release):
+                events.append(chosen_anew(put, [conversation, *chosen], outputs, **HIDDEN))
+            events.append(self.drops[place].click(change(_drop, place), conversation, outputs, **HIDDEN))
             self.choosers[place].focus(_offer, self.choosers[place], self.choosers[place], **HIDDEN)
-        self.add.click(change(_add, -1), conversation, outputs, **HIDDEN)
+        events.append(self.add.click(change(_add, -1), conversation, outputs, **HIDDEN))
+        return events
 
 
 def _put(conversation: Conversation, place: int, key: str, strength: float) -> Conversation:

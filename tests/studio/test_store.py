@@ -46,9 +46,10 @@ def test_people_see_only_their_own(store: Store) -> None:
     mine = talk("Mine", "a")
     store.keep("ann", mine)
     assert store.listed("bob") == [] and store.title("bob", mine.id) is None
-    for change in (lambda: store.rename("bob", mine.id, "x"), lambda: store.delete("bob", mine.id)):
-        with pytest.raises(ValueError, match="not among yours"):
-            change()
+    with pytest.raises(ValueError, match="not among yours"):
+        store.rename("bob", mine.id, "x")
+    with pytest.raises(ValueError, match="not among yours"):
+        store.delete("bob", mine.id)
     copy = store.find("bob", mine.id)  # he was given the link
     assert copy.id != mine.id and copy.exchanges == mine.exchanges
     store.keep("bob", copy.model_copy(update={"id": mine.id, "exchanges": ()}))
