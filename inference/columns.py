@@ -33,16 +33,12 @@ BASE = Column("base", None, 0.0)
 
 
 class Subject(NamedTuple):
-    """What columns have in common: the base, how it is asked, and the fingerprint of its weights where one is known.
-
-    `system` is what stands before the turns where the lens looks; empty: the template's own.
-    """
+    """What columns have in common: the base, how it is asked, and the fingerprint of its weights where one is known."""
 
     model: str
     revision: str | None = None
     template: Literal["auto", "dolly", "chat"] = "auto"
     sha256: str | None = None
-    system: str = ""
 
 
 def subject(run: Run) -> Subject:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from finetune.loss import CHUNK_LOGITS, headless
+from finetune.prompt import Template
 from inference.lora import Placed, placed
 
 
@@ -105,6 +106,12 @@ def cross(
         else:
             table.append([Score(0.0, 0)] * columns)
     return table
+
+
+def answer_ids(chosen: Template, text: str) -> list[int]:
+    """Token ids of an answer to be looked at."""
+    ids: list[int] = chosen.tokenizer(text.strip(), add_special_tokens=False).input_ids
+    return ids
 
 
 def _logits(

@@ -65,13 +65,14 @@ def heat(lens: Lens, column: int, names: Sequence[str], whose: str) -> str:
     )
 
 
-def two_by_two(scores: Sequence[Sequence[Score]], answers: Sequence[str], names: Sequence[str]) -> str:
+def two_by_two(scores: Sequence[Sequence[Score]], answers: Sequence[str], names: Sequence[str], note: str = "") -> str:
     """Each answer under each model.
 
     Args:
         scores: [answers][columns], as Engine.cross gives them.
         answers: whose they are; "" is the reference.
         names: of the columns.
+        note: what a person should know.
     """
     head = "".join(f'<th scope="col">under {escape(name)}</th>' for name in names)
     rows = []
@@ -84,6 +85,8 @@ def two_by_two(scores: Sequence[Sequence[Score]], answers: Sequence[str], names:
         rows.append(f'<tr><th scope="row">{title}<small>{row[0].tokens} tokens</small></th>{cells}</tr>')
     told = " ".join(filter(None, (_told(row, whose, names) for whose, row in zip(answers, scores, strict=True))))
     caption = "Mean log p per token, and perplexity (lower: less surprised); the best of a row is bold"
+    if note:
+        told += f" {escape(note)}"
     return (
         f'<div class="scroll"><table class="cross"><caption>{caption}</caption><thead><tr><td></td>{head}</tr></thead>'
         f'<tbody>{"".join(rows)}</tbody></table></div><p class="told">{told}</p>'

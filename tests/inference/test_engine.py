@@ -112,5 +112,5 @@ def test_the_engine_looks_and_crosses(tiny_model: Path, tiny_adapter: Path) -> N
     assert base.log_p == pytest.approx(sum(lens.log_p[0])) and tuned.log_p == pytest.approx(sum(lens.log_p[1]))
     assert base.tokens == len(lens.ids) == len(lens.texts) and max(lens.kl[1]) > 0
     assert "".join(lens.texts) == "The wren."
-    as_a_pirate = engine.lens(asked._replace(system="Talk like a pirate."), columns, history, "The wren.")
+    as_a_pirate = engine.lens(asked, columns, history, "The wren.", "Talk like a pirate.")
     assert as_a_pirate.log_p != lens.log_p
