@@ -21,25 +21,27 @@ class Closer:
 
     def __init__(self) -> None:
         with gr.Accordion("Look closer", open=False, elem_id="closer", visible=False) as self.fold:
-            with gr.Row(elem_id="closer-acts", equal_height=True):
+            with gr.Row(elem_id="closer-acts"):
                 self.exchange = gr.Dropdown(
                     [], label="On the answers to", elem_id="closer-exchange", scale=2, min_width=180
                 )
-                self.differ = gr.Button("Mark word differences", elem_id="differ", min_width=150)
-                self.cross = gr.Button("Each answer under each model", elem_id="cross", min_width=170)
+                self.differ = gr.Button("Mark word differences", size="md", elem_id="differ", min_width=150)
+                self.cross = gr.Button("Each answer under each model", size="md", elem_id="cross", min_width=170)
             self.differed = gr.HTML(elem_id="differences", elem_classes="chat closer", visible=False)
             self.crossed = gr.HTML(elem_id="crossed", elem_classes="chat closer", visible=False)
-            with gr.Row(elem_id="lens-acts", equal_height=True):
+            with gr.Row(elem_id="lens-acts") as self.lens_acts:
                 self.whose = gr.Dropdown([], label="Lens on the answer of", elem_id="lens-whose", min_width=150)
-                self.under = gr.Dropdown([], label="Compared with the first", elem_id="lens-under", min_width=150)
-                self.look = gr.Button("Look through the lens", elem_id="look", min_width=150)
+                self.under = gr.Dropdown([], label="Held against the first column", elem_id="lens-under", min_width=150)
+                self.look = gr.Button("Look through the lens", size="md", elem_id="look", min_width=150)
             self.seen = gr.HTML(elem_id="lens", elem_classes="chat closer", visible=False, js_on_load=KEYS)
         self.looked = gr.State(None)  # a Looked: another column of it needs no further pass
         self.parts = [
             self.fold,
             self.exchange,
             self.differed,
+            self.cross,
             self.crossed,
+            self.lens_acts,
             self.whose,
             self.under,
             self.seen,
@@ -51,18 +53,25 @@ class Closer:
         answered = [i for i, e in enumerate(conversation.exchanges) if any(not said.is_open for said in e.answers)]
         names = sides.names(conversation.sides)
         prompts = [(_offer(i, conversation.exchanges[i].prompt), i) for i in answered]
-        # Blind, a choice of names would tell what stands there; the lens then says so in a sentence.
-        columns = [] if conversation.blind else [(names[c], c) for c in conversation.places()]
-        tuned = max((c for _, c in columns), default=None)
-        shared = [] if conversation.blind else [(names[c], c) for c in _shared(conversation)[1:]]
+        # Blind, who is who must not be told, nor under whom an answer is likely.
+        named, shared = not conversation.blind, [] if conversation.blind else _shared(conversation)
+        columns = [(names[c], c) for c in conversation.places()] if named else []
+        others = [(names[c], c) for c in shared[1:]]
         none = gr.update(value="", visible=False)
         return [
-            gr.update(visible=bool(answered)),
+            gr.update(visible=bool(answered) and len(names) > 1),
             gr.update(choices=prompts, value=answered[-1] if answered else None),
             none,
+            gr.update(visible=named),
             none,
-            gr.update(choices=columns, value=tuned),
-            gr.update(choices=shared, value=shared[0][1] if shared else None),
+            gr.update(visible=named),
+            gr.update(choices=columns, value=max((c for _, c in columns), default=None)),
+            gr.update(
+                choices=others,
+                value=others[0][1] if others else None,
+                visible=len(others) > 1,
+                label=f"{names[shared[0]]} held against" if others else None,
+            ),
             none,
             None,
         ]

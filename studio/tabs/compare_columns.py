@@ -27,7 +27,7 @@ class Heads:
         self.parts = [self.row, *self.heads, *self.choosers, *self.strengths, *self.drops, self.add]
 
     def _head(self, place: int) -> None:
-        with gr.Column(min_width=150, elem_classes=["side", f"ink-{place}"], visible=place == 0) as head:
+        with gr.Column(min_width=150, elem_classes=_classes(place, place), visible=place == 0) as head:
             with gr.Row(elem_classes="side-line"):
                 chooser = gr.Dropdown(
                     [("Base", sides.BASE_KEY)],
@@ -71,7 +71,10 @@ class Heads:
         room = len(places) < MOST_COLUMNS and not conversation.blind
         return [
             gr.update(visible=not conversation.blind),
-            *(gr.update(visible=side is not None) for side in shown),
+            *(
+                gr.update(visible=side is not None, elem_classes=_classes(i, places[i] if side else i))
+                for i, side in enumerate(shown)
+            ),
             *choosers,
             *(
                 gr.update(visible=side is not None and sides.has_strength(side), value=side.strength if side else 1)
@@ -93,6 +96,11 @@ class Heads:
             self.choosers[place].focus(_offer, self.choosers[place], self.choosers[place], **HIDDEN)
         events.append(self.add.click(change(_add, -1), conversation, outputs, **HIDDEN))
         return events
+
+
+def _classes(place: int, column: int) -> list[str]:
+    """Where it stands, and the colour of the column that stands there."""
+    return ["side", f"place-{place}", f"ink-{column}"]
 
 
 def _put(conversation: Conversation, place: int, key: str, strength: float) -> Conversation:

@@ -1,12 +1,14 @@
 """Word by word, what an answer has that the first one has not, as HTML in which all that was said stays text."""
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from difflib import SequenceMatcher
 from html import escape
 from typing import NamedTuple
 
-MOST_WORDS = 1500  # of an answer: comparing takes the square of it in the worst case
+MOST_WORDS = 1500  # of an answer: comparing takes more than the square of it
+MOST_PAIRS = 50_000  # of equal words: beyond it a text says little else than a few words over and over
 MARKS = {"insert": ("ins",), "delete": ("del",), "replace": ("del", "ins"), "equal": ()}
 
 
@@ -23,7 +25,10 @@ def pieces(first: str, other: str) -> list[Piece]:
     The words of the longest matching blocks are the same (difflib's Ratcliff/Obershelp).
     """
     old, new = _words(first), _words(other)
-    matcher = SequenceMatcher(None, [word.strip() for word in old], [word.strip() for word in new], autojunk=False)
+    plain_old, plain_new = [word.strip() for word in old], [word.strip() for word in new]
+    counts = Counter(plain_new)
+    repeats = sum(counts[word] for word in plain_old) > MOST_PAIRS  # then no frequent word is matched
+    matcher = SequenceMatcher(None, plain_old, plain_new, autojunk=repeats)
     found: list[Piece] = []
     for kind, old_from, old_to, new_from, new_to in matcher.get_opcodes():
         if kind == "equal":

@@ -140,7 +140,7 @@ def _cell(score: Score) -> str:
 def perplexity(score: Score) -> str:
     """exp of the mean loss, in as many figures as mean something."""
     value = math.exp(min(-score.mean, 700))
-    return f"{value:,.2f}" if value < 1000 else f"{value:.3g}"
+    return f"{value:,.2f}" if value < 1000 else f"{value:,.0f}" if value < 1e6 else f"{value:.2g}"
 
 
 def _best(row: Sequence[Score]) -> int | None:
