@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import gradio as gr
 import pytest
 from browsing import shots
 from conftest import App
@@ -17,7 +18,7 @@ from inference.lens import Lens, Score
 from studio.conversation import Conversation, Exchange, Said, Side
 from studio.store import Store
 from studio.tabs import compare_blind
-from studio.tabs.compare_kept import new_browser
+from studio.tabs.compare_kept import new_browser, owner_of
 from studio.views import keeping
 from studio.views.differences import Piece, differences, pieces
 from studio.views.lens import heat, perplexity, two_by_two
@@ -147,7 +148,11 @@ def test_votes_as_a_sentence_and_a_table() -> None:
     assert vote_sentence(vote_summary([])).startswith("No votes yet")
 
 
-def test_a_browsers_id_is_random_and_no_owners_name() -> None:
+def test_an_owner_is_who_logged_in_or_a_browser() -> None:
+    anyone, ann = gr.Request(session_hash="s"), gr.Request(username="ann", session_hash="s")
+    assert owner_of(ann, "a" * 32) == owner_of(ann, "user:bob") == "user:ann"
+    assert owner_of(anyone, "a" * 32) == "browser:" + "a" * 32
+    assert owner_of(anyone, "user:ann") == owner_of(anyone, None) == owner_of(anyone, ["x"]) == "session:s"
     assert re.fullmatch("[0-9a-f]{32}", new_browser("user:ann")) and new_browser("a" * 32) == "a" * 32
     assert new_browser("") != new_browser(None)
 
@@ -164,39 +169,53 @@ def ask(page: Page, text: str, count: int = 1) -> None:
 
 def is_harmless(page: Page, part: str) -> None:
     """The attack stands there as text."""
-    expect(page.locator(part)).to_contain_text("<img src=x")
+    expect(page.locator(part)).to_contain_text("<img src=x", timeout=SLOW)
     expect(page.locator(part)).to_contain_text("${document.title")
     assert page.title() == "Tandem" and page.locator(f"{part} img").count() == 0
 
 
 @pytest.mark.browser
-def test_a_conversation_looked_at_kept_exported_and_shared(page: Page, browser: Browser, small_app: App) -> None:
-    page.goto(small_app.address)
-    expect(page.locator("#side-1 input")).to_have_value(re.compile("Tuned"), timeout=SLOW)
-    page.get_by_text("How they are asked").click()
-    page.fill("#length input[type=number]", "24")
-    ask(page, ATTACK)
+def test_answers_are_looked_at_closer(page: Page, small_app: App, small_runs: list[Any]) -> None:
+    """Hostile prompt, answers and reference, which this one was given by a link."""
+    nasty = talk(
+        f"Yes {ATTACK}", f"No {ATTACK}", prompt=ATTACK, sides=(Side(), Side(run=small_runs[0].id, name="tuned"))
+    )
+    Store(small_app.runs / ".tandem.sqlite").keep("someone", nasty)
+    page.goto(f"{small_app.address}/?c={nasty.id}")
+    is_harmless(page, "#live")
     page.get_by_text("Look closer").click()
-    is_harmless(page, "#closer")  # its prompt is offered as a choice
-
+    expect(page.locator("#closer-exchange input")).to_have_value(re.compile("1 · <img src=x"))
     page.click("#differ")
-    expect(page.locator("#differences .answer")).to_have_count(2, timeout=SLOW)
-    expect(page.locator("#differences")).to_contain_text("left out")
+    expect(page.locator("#differences .text ins")).to_have_text("No ", timeout=SLOW)
+    expect(page.locator("#differences .text del")).to_have_text("Yes ")
+    is_harmless(page, "#differences")
     page.click("#cross")
-    expect(page.locator("#crossed tbody tr")).to_have_count(2, timeout=SLOW)
-    expect(page.locator("#crossed .told")).to_contain_text("The answer of Base")
+    expect(page.locator("#crossed tbody tr")).to_have_count(3, timeout=SLOW)  # the reference as well
+    expect(page.locator("#crossed .told")).to_contain_text(re.compile("The answer of Base .* The reference "))
     page.click("#look")
     tokens = page.locator("#lens .lens .token")
     expect(tokens.first).to_be_visible(timeout=SLOW)
+    is_harmless(page, "#lens .lens")
+    assert "".join(tokens.all_text_contents()).replace("⏎", "") == f"No {ATTACK}"
     tokens.first.focus()
     page.keyboard.press("ArrowRight")
     assert page.evaluate("document.activeElement.dataset.tip") == tokens.nth(1).get_attribute("title")
     expect(page.locator("#lens .lens-token")).to_have_text(re.compile(r"log p Base -.* · log p Tuned -.* · KL \d"))
     tokens.nth(5).hover()
     expect(page.locator("#lens .lens-token")).to_have_text(tokens.nth(5).get_attribute("title") or "")
+    shots(page, "compare-closer")
 
+
+@pytest.mark.browser
+def test_a_conversation_is_kept_exported_and_shared(page: Page, browser: Browser, small_app: App) -> None:
+    page.goto(small_app.address)
+    expect(page.locator("#side-1 input")).to_have_value(re.compile("Tuned"), timeout=SLOW)
+    page.get_by_text("How they are asked").click()
+    page.fill("#length input[type=number]", "32")
+    ask(page, ATTACK)
     page.get_by_text("Conversations").click()
-    is_harmless(page, "#kept")
+    expect(page.locator("#kept")).to_contain_text("<img src=x", timeout=SLOW)
+    assert page.locator("#kept img").count() == 0
     files = {}
     for kind in ("markdown", "json"):
         with page.expect_download() as download:
@@ -204,8 +223,8 @@ def test_a_conversation_looked_at_kept_exported_and_shared(page: Page, browser: 
         files[kind] = Path(download.value.path()).read_text()
     assert "````text\n" + ATTACK in files["markdown"]
     assert json.loads(files["json"])["conversation"]["exchanges"][0]["prompt"] == ATTACK
-    assert json.loads(files["json"])["conversation"]["settings"]["max_new_tokens"] == 24
-    shots(page, "compare-closer")
+    assert json.loads(files["json"])["conversation"]["settings"]["max_new_tokens"] == 32
+    shots(page, "compare-kept")
 
     page.fill("#kept-title textarea, #kept-title input", ATTACK.replace("\n", " ")[:40] + " renamed")
     page.click("#rename")
@@ -228,7 +247,7 @@ def test_a_conversation_looked_at_kept_exported_and_shared(page: Page, browser: 
     other.goto(address)
     expect(other.locator("#live .asked")).to_contain_text("<img src=x", timeout=SLOW)
     other.get_by_text("How they are asked").click()
-    expect(other.locator("#length input[type=number]")).to_have_value("24")
+    expect(other.locator("#length input[type=number]")).to_have_value("32")
     other.get_by_text("Conversations").click()
     expect(other.locator("#conversations")).to_contain_text("None yet")
     ask(other, "Second person")
@@ -251,11 +270,11 @@ def test_a_blind_vote_is_revealed_and_counted(page: Page, small_app: App) -> Non
     page.goto(small_app.address)
     expect(page.locator("#side-1 input")).to_have_value(re.compile("Tuned"), timeout=SLOW)
     page.get_by_text("How they are asked").click()
-    page.fill("#length input[type=number]", "12")
+    page.fill("#length input[type=number]", "16")
     page.locator("#blind input").check()
     expect(page.locator("#blind-text")).to_contain_text("Names are hidden", timeout=SLOW)
     expect(page.locator("#heads")).to_be_hidden()
-    expect(page.locator("#length input[type=number]")).to_have_value("12")  # what was set before stays
+    expect(page.locator("#length input[type=number]")).to_have_value("16")  # what was set before stays
     ask(page, "Which of you?")
     expect(page.locator("#ballot")).to_be_visible(timeout=SLOW)
     shown = page.locator("#compare").inner_text()
