@@ -3,7 +3,6 @@
 Two threads on one model would see each other's adapters; here only the worker ever touches it.
 """
 
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -22,10 +21,10 @@ from inference.lens import Lens, Score, answer_ids, cross, look
 from inference.lora import Adapter, Placed, load_adapter
 from inference.prefix import Prefix
 from inference.sampling import Sampling
+from inference.watching import Shared, watch
+from inference.watching import Update as Update
 
 T = TypeVar("T")
-
-TICK_SECONDS = 0.08  # between two updates of a stream: browsers choke above about ten a second
 
 
 class Loaded(NamedTuple):
@@ -34,20 +33,6 @@ class Loaded(NamedTuple):
     source: model.Source
     base: Any
     tokenizer: Any
-
-
-class Update(NamedTuple):
-    """One look at a comparison.
-
-    Attributes:
-        answers: one a column; none yet while something is being loaded.
-        message: what goes on, or what a person should know about these answers.
-        prompt_tokens: length of each column's prompt.
-    """
-
-    answers: list[Answer]
-    message: str
-    prompt_tokens: tuple[int, ...] = ()
 
 
 class Engine:
@@ -89,7 +74,7 @@ class Engine:
         Raises:
             ValueError: the base can't be had or is not the expected one; an adapter is broken or does not fit.
         """
-        state = _Shared()
+        state = Shared()
         asked = Subject(name, revision, template_id, expected_sha256)
 
         def work() -> None:
@@ -103,7 +88,7 @@ class Engine:
 
         future = self._submit(work)
         state.ahead = lambda: self._ahead(future)
-        yield from _watch(future, state)
+        yield from watch(future, state)
 
     def lens(
         self, asked: Subject, columns: Sequence[Column], history: Sequence[Turn], text: str, system: str = ""
@@ -180,7 +165,7 @@ class Engine:
         columns: Sequence[Column],
         sampling: Sampling,
         max_new_tokens: int,
-        state: "_Shared",
+        state: "Shared",
     ) -> Iterator[list[Answer]]:
         cancelled = state.cancel.is_set
         if any(apart.is_apart(column) for column in columns):
@@ -219,36 +204,3 @@ def _refuse_too_long(prompts: list[list[int]], base: Any) -> None:
     longest, most = max(map(len, prompts)), base.config.max_position_embeddings
     if longest >= most:
         raise ValueError(f"The prompt has {longest} tokens and this model reads at most {most}: make it shorter.")
-
-
-class _Shared:
-    """What the worker tells the caller while it works, and the caller the worker."""
-
-    def __init__(self) -> None:
-        self.answers: list[Answer] = []
-        self.message = ""
-        self.started = False
-        self.ahead: Callable[[], int] = lambda: 0
-        self.prompt_tokens: tuple[int, ...] = ()
-        self.cancel = threading.Event()
-
-    def say(self, text: str) -> None:
-        self.message = text
-
-    def look(self) -> Update:
-        ahead = self.ahead()
-        waiting = f"Waiting for the model, {ahead} ahead" if ahead else "Waiting for the model"
-        return Update(self.answers, self.message if self.started else waiting, self.prompt_tokens)
-
-
-def _watch(future: "Future[None]", state: _Shared) -> Iterator[Update]:
-    done = threading.Event()
-    future.add_done_callback(lambda _: done.set())
-    try:
-        while not done.wait(TICK_SECONDS):
-            yield state.look()
-        future.result()
-        yield state.look()
-    finally:
-        state.cancel.set()
-        future.cancel()

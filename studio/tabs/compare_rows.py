@@ -17,7 +17,7 @@ class Rows:
     def __init__(self) -> None:
         with (
             gr.Accordion("Prompts from held-out rows", open=False, elem_id="rows-fold") as self.fold,
-            gr.Row(equal_height=True),
+            gr.Row(),
         ):
             self.category = gr.Dropdown(
                 [heldout.ANY],
