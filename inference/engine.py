@@ -93,12 +93,16 @@ class Engine:
     def lens(
         self, asked: Subject, columns: Sequence[Column], history: Sequence[Turn], text: str, system: str = ""
     ) -> Lens:
-        """`text` as the answer to `history` under each column. Waits for its turn; raises as `compare` and `look`."""
+        """`text` as the answer to `history` under each column, with its tokens' texts. Waits for its turn.
+
+        Raises as `compare` and `look`.
+        """
 
         def work() -> Lens:
             base, chosen = self._ready(asked, lambda _: None)
-            ids = answer_ids(chosen, text)
-            lens = look(base, chosen.encode_prompt(history, system), ids, self.place(columns), len(columns))
+            prompt, ids = chosen.encode_prompt(history, system), answer_ids(chosen, text)
+            _refuse_too_long([prompt + ids], base)
+            lens = look(base, prompt, ids, self.place(columns), len(columns))
             return lens._replace(texts=token_texts(ids, chosen.tokenizer))
 
         return self._submit(work).result()
@@ -112,6 +116,7 @@ class Engine:
             base, chosen = self._ready(asked, lambda _: None)
             prompts = [chosen.encode_prompt(history, system)] * len(texts)
             ids = [answer_ids(chosen, text) for text in texts]
+            _refuse_too_long([prompt + answer for prompt, answer in zip(prompts, ids, strict=True)], base)
             return cross(base, prompts, ids, self.place(columns), len(columns))
 
         return self._submit(work).result()

@@ -35,7 +35,7 @@ def build(engine: Engine) -> gr.Blocks:
                 kept = runs.build(page, limits)
         leads = [_lead(tab.compare_now, tab.run, tabs, comparing) for tab in (training, kept)]
         comparing = comparing._replace(changed=[*comparing.changed, *leads])
-        compare_more.build(page, engine, limits, store, comparing)
+        compare_more.build(engine, limits, store, comparing)
         for tab in (training, kept):
             _lead_on(tab.evaluate_now, tab.run, tabs, "evaluate", evaluating.run, offer_tuned)
         _lead_on(training.merge_now, training.run, tabs, "runs", kept.run, offer_runs)

@@ -91,6 +91,7 @@ class _Tab:
             concurrency_limit=AT_ONCE,
             **HIDDEN,
         )
+        answering.then(self._rest, self.conversation, [self.live, *box.acts], **HIDDEN)
         box.stop.click(self._stop, None, None, queue=False, **HIDDEN)
         undone = box.undo.click(self._change(drafts.undo), self.conversation, self.light, **HIDDEN)
         cleared = box.clear.click(self._change(drafts.clear), self.conversation, self.light, **HIDDEN)
@@ -143,6 +144,12 @@ class _Tab:
         if not is_over() or len(conversation.sides) > 1:  # a tick that was under way must not draw what has gone on
             return [*[gr.skip()] * len(self.light), *self.first.show()]
         return [*self._light(sides.settle(conversation.add(Side(name="tuned")))), *self.first.show()]
+
+    def _rest(self, request: gr.Request, conversation: Conversation) -> list[Any]:
+        """The end of the answers once more: Gradio's client now and then loses a stream's last look but one."""
+        if self.answering.is_going(_session(request)):
+            return [gr.skip()] * (1 + len(self.composer.acts))
+        return [view.live(conversation), *acts(conversation, False)]
 
     def _stop(self, request: gr.Request) -> None:
         self.answering.stop(_session(request))

@@ -7,6 +7,7 @@ import gradio as gr
 from inference.engine import Engine
 from studio import looking, sides
 from studio.conversation import Conversation
+from studio.limits import Limits, person
 from studio.views.compare import LETTERS
 from studio.views.differences import differences
 from studio.views.lens import KEYS, heat, two_by_two
@@ -76,13 +77,13 @@ class Closer:
             None,
         ]
 
-    def wire(self, engine: Engine, conversation: gr.State) -> None:
+    def wire(self, engine: Engine, limits: Limits, conversation: gr.State) -> None:
         """All its events."""
         asked = [conversation, self.exchange]
         self.differ.click(_differ, asked, self.differed, **HIDDEN)
-        self.cross.click(_crosser(engine), asked, self.crossed, **DEVICE)
+        self.cross.click(_crosser(engine, limits), asked, self.crossed, **DEVICE)
         looks = [*asked, self.whose, self.under]
-        gr.on([self.look.click], _looker(engine), looks, [self.seen, self.looked], **DEVICE)
+        gr.on([self.look.click], _looker(engine, limits), looks, [self.seen, self.looked], **DEVICE)
         self.under.input(_redraw, [conversation, self.under, self.looked], self.seen, **HIDDEN)
 
 
@@ -113,11 +114,12 @@ def _differ(conversation: Conversation, exchange: int | None) -> Any:
     return gr.update(value=differences([said[c].text for c in places], labels, inks), visible=True)
 
 
-def _crosser(engine: Engine) -> Any:
-    def cross(conversation: Conversation, exchange: int | None) -> Any:
+def _crosser(engine: Engine, limits: Limits) -> Any:
+    def cross(request: gr.Request, conversation: Conversation, exchange: int | None) -> Any:
         """The table of each answer under each model."""
         try:
-            found = looking.cross(engine, conversation, _at(conversation, exchange))
+            with limits.answer(person(request).answers):
+                found = looking.cross(engine, conversation, _at(conversation, exchange))
         except ValueError as error:
             raise gr.Error(str(error), duration=None) from error
         return gr.update(value=two_by_two(found.scores, found.answers, found.names, found.note), visible=True)
@@ -125,12 +127,16 @@ def _crosser(engine: Engine) -> Any:
     return cross
 
 
-def _looker(engine: Engine) -> Any:
-    def look(conversation: Conversation, exchange: int | None, whose: int | None, under: int | None) -> list[Any]:
+def _looker(engine: Engine, limits: Limits) -> Any:
+    def look(
+        request: gr.Request, conversation: Conversation, exchange: int | None, whose: int | None, under: int | None
+    ) -> list[Any]:
         """The heat map, and what it was drawn from."""
+        at, last = _at(conversation, exchange), len(conversation.sides) - 1
+        column = last if whose is None else max(0, min(int(whose), last))
         try:
-            at = _at(conversation, exchange)
-            found = looking.look(engine, conversation, at, len(conversation.sides) - 1 if whose is None else int(whose))
+            with limits.answer(person(request).answers):
+                found = looking.look(engine, conversation, at, column)
         except ValueError as error:
             raise gr.Error(str(error), duration=None) from error
         return [_redraw(conversation, under, found), found]

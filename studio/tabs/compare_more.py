@@ -7,6 +7,7 @@ import gradio as gr
 
 from inference.engine import Engine
 from studio.conversation import Conversation
+from studio.limits import Limits
 from studio.store import Store
 from studio.tabs import compare_blind
 from studio.tabs.compare import Compare
@@ -15,16 +16,16 @@ from studio.tabs.compare_closer import Closer
 from studio.tabs.compare_kept import HIDDEN, Keeping, new_browser, owner_of
 
 
-def build(page: gr.Blocks, engine: Engine, store: Store, compare: Compare) -> None:
+def build(engine: Engine, limits: Limits, store: Store, compare: Compare) -> None:
     """Fill Compare's empty containers, and wire them."""
-    _More(engine, store, compare).wire()
+    _More(engine, limits, store, compare).wire()
 
 
 class _More:
     """The three parts, and what they do to the conversation."""
 
-    def __init__(self, engine: Engine, store: Store, compare: Compare) -> None:
-        self.engine, self.store, self.compare = engine, store, compare
+    def __init__(self, engine: Engine, limits: Limits, store: Store, compare: Compare) -> None:
+        self.engine, self.limits, self.store, self.compare = engine, limits, store, compare
         # Fixed, so that a browser finds its own conversations again after the app was started anew. It is no secret:
         # what is kept in a browser is its user's anyway.
         self.browser = gr.BrowserState("", storage_key="tandem-browser", secret="tandem-browser")
@@ -53,7 +54,7 @@ class _More:
         for choice, button in self.blind.choices.items():
             # One at a time, so that two buttons pressed at once are one vote and a sentence.
             button.click(self._voter(choice), asked, light, concurrency_id="ballot", **HIDDEN)
-        self.closer.wire(self.engine, compare.conversation)
+        self.closer.wire(self.engine, self.limits, compare.conversation)
         self.kept.wire(self.store, compare.conversation, self.browser)
 
     def _show(self, owner: str, conversation: Conversation, told: str = "") -> list[Any]:
