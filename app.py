@@ -3,7 +3,10 @@
 import os
 import sys
 
+from finetune.memory import use_large_pages
+
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+use_large_pages()  # before torch is loaded
 
 from inference.engine import Engine
 from inference.server import routes

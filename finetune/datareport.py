@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from finetune import data
 from finetune.config import TrainConfig
 from finetune.duplicates import SHINGLE_WORDS, THRESHOLD, near_duplicates, repeated
-from finetune.prompt import Template, template
+from finetune.prompt import Template, template, token_texts
 
 BINS = 10
 BAR = 40  # characters of the longest bar
@@ -157,18 +157,9 @@ def histogram(lengths: Sequence[int], max_length: int) -> list[Bin]:
 
 
 def token_by_token(example: data.Example, tokenizer: Any) -> list[tuple[str, bool]]:
-    """Each token's share of the decoded text, and whether it carries loss; the shares make up the whole text.
-
-    A token that ends inside a character has the empty text; the token that completes the character has it all.
-    """
-    shares, done = [], ""
-    for at, label in enumerate(example.labels):
-        whole = tokenizer.decode(example.ids[: at + 1], clean_up_tokenization_spaces=False)
-        last = at + 1 == len(example.ids)
-        share = "" if whole.endswith("\ufffd") and not last else whole[len(done) :]
-        done += share
-        shares.append((share, label != data.IGNORED))
-    return shares
+    """Each token's share of the decoded text, as `token_texts` has it, and whether it carries loss."""
+    carries = [label != data.IGNORED for label in example.labels]
+    return list(zip(token_texts(example.ids, tokenizer), carries, strict=True))
 
 
 def text(report: DataReport) -> str:

@@ -14,6 +14,7 @@ CONTEXT_KEY = "Input:"
 RESPONSE_KEY = "### Response:"
 END_KEY = "### End"
 BLANK_LINE = "\n\n"
+TEXT_WINDOW = 32  # tokens that are decoded together to tell the next one's text
 
 
 class Turn(NamedTuple):
@@ -125,6 +126,25 @@ def defuse(text: str, tokenizer: Any) -> str:
     for token in tokenizer.all_special_tokens:
         text = text.replace(token, token[0] + "\u200b" + token[1:])
     return text
+
+
+def token_texts(ids: Sequence[int], tokenizer: Any) -> list[str]:
+    """Each token's share of the decoded text; the shares make up the whole text.
+
+    A token that ends inside a character has the empty text; the token that completes the character has it all.
+    """
+    shares: list[str] = []
+    start, done = 0, ""  # the window's first token, and the text of what it holds so far
+    for at in range(len(ids)):
+        whole = tokenizer.decode(ids[start : at + 1], clean_up_tokenization_spaces=False)
+        last = at + 1 == len(ids)
+        share = "" if whole.endswith("\ufffd") and not last else whole[len(done) :]
+        shares.append(share)
+        done += share
+        alone = tokenizer.decode([ids[at]], clean_up_tokenization_spaces=False) if at - start >= TEXT_WINDOW else ""
+        if share and alone and "\ufffd" not in alone:
+            start, done = at, alone
+    return shares
 
 
 def _render_dolly(turns: Sequence[Turn], system: str) -> str:

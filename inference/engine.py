@@ -12,12 +12,12 @@ import torch
 
 from finetune import model
 from finetune.base import load_base, load_tokenizer
-from finetune.prompt import Template, Turn, template
+from finetune.prompt import Template, Turn, template, token_texts
 from inference import apart
 from inference.captured import Captures
 from inference.columns import Column, Subject
 from inference.decode import Answer, decode
-from inference.lens import Lens, Score, cross, look
+from inference.lens import Lens, Score, answer_ids, cross, look
 from inference.lora import Adapter, Placed, load_adapter
 from inference.prefix import Prefix
 from inference.sampling import Sampling
@@ -90,25 +90,33 @@ class Engine:
         state.ahead = lambda: self._ahead(future)
         yield from watch(future, state)
 
-    def lens(self, asked: Subject, columns: Sequence[Column], history: Sequence[Turn], text: str) -> Lens:
-        """`text` as the answer to `history` under each column. Waits for its turn; raises as `compare` and `look`."""
+    def lens(
+        self, asked: Subject, columns: Sequence[Column], history: Sequence[Turn], text: str, system: str = ""
+    ) -> Lens:
+        """`text` as the answer to `history` under each column, with its tokens' texts. Waits for its turn.
+
+        Raises as `compare` and `look`.
+        """
 
         def work() -> Lens:
             base, chosen = self._ready(asked, lambda _: None)
-            ids = _answer_ids(chosen, text)
-            return look(base, chosen.encode_prompt(history), ids, self.place(columns), len(columns))
+            prompt, ids = chosen.encode_prompt(history, system), answer_ids(chosen, text)
+            _refuse_too_long([prompt + ids], base)
+            lens = look(base, prompt, ids, self.place(columns), len(columns))
+            return lens._replace(texts=token_texts(ids, chosen.tokenizer))
 
         return self._submit(work).result()
 
     def cross(
-        self, asked: Subject, columns: Sequence[Column], history: Sequence[Turn], answers: Sequence[str]
+        self, asked: Subject, columns: Sequence[Column], history: Sequence[Turn], texts: Sequence[str], system: str = ""
     ) -> list[list[Score]]:
         """Each answer (of the columns, and a reference where there is one) under each column, [answers][columns]."""
 
         def work() -> list[list[Score]]:
             base, chosen = self._ready(asked, lambda _: None)
-            prompts = [chosen.encode_prompt(history)] * len(answers)
-            ids = [_answer_ids(chosen, answer) for answer in answers]
+            prompts = [chosen.encode_prompt(history, system)] * len(texts)
+            ids = [answer_ids(chosen, text) for text in texts]
+            _refuse_too_long([prompt + answer for prompt, answer in zip(prompts, ids, strict=True)], base)
             return cross(base, prompts, ids, self.place(columns), len(columns))
 
         return self._submit(work).result()
@@ -201,8 +209,3 @@ def _refuse_too_long(prompts: list[list[int]], base: Any) -> None:
     longest, most = max(map(len, prompts)), base.config.max_position_embeddings
     if longest >= most:
         raise ValueError(f"The prompt has {longest} tokens and this model reads at most {most}: make it shorter.")
-
-
-def _answer_ids(chosen: Template, text: str) -> list[int]:
-    ids: list[int] = chosen.tokenizer(text.strip(), add_special_tokens=False).input_ids
-    return ids

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from finetune.loss import CHUNK_LOGITS, headless
+from finetune.prompt import Template
 from inference.lora import Placed, placed
 
 
@@ -22,12 +23,14 @@ class Lens(NamedTuple):
         log_p: log-probability of each token in nats, [C][T].
         kl: KL(first‖column) of the next-token distributions at each position in nats, [C][T]; 0 for the first.
         divergence: where a column's likeliest token first differs from the first column's; None where it never does.
+        texts: each token's share of the text, where someone with a tokenizer has filled it in.
     """
 
     ids: list[int]
     log_p: list[list[float]]
     kl: list[list[float]]
     divergence: list[int | None]
+    texts: Sequence[str] = ()
 
 
 class Score(NamedTuple):
@@ -103,6 +106,12 @@ def cross(
         else:
             table.append([Score(0.0, 0)] * columns)
     return table
+
+
+def answer_ids(chosen: Template, text: str) -> list[int]:
+    """Token ids of an answer to be looked at."""
+    ids: list[int] = chosen.tokenizer(text.strip(), add_special_tokens=False).input_ids
+    return ids
 
 
 def _logits(

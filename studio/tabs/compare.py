@@ -30,20 +30,27 @@ class Compare(NamedTuple):
         conversation: the truth of the tab, a Conversation's value.
         drawn: every component that is drawn from a conversation, the conversation itself first.
         show: a conversation as updates of `drawn`.
+        light, redraw: the same without the settings, which a person may be about to change.
         halt: (conversation, request): ask it before a conversation is changed from outside; see Answering.halt.
         answering: the event after which a conversation has new answers.
+        changed: the events after which it is another one: undone, cleared, with other columns.
         loaded: the event after which a fresh page has its conversation: chain on it what a link reopens.
         prompt: where the next prompt is written.
+        under: an empty container under the answers, above the prompt.
         extras: an empty container under the chat.
     """
 
     conversation: gr.State
     drawn: list[Any]
     show: Callable[[Conversation], list[Any]]
+    light: list[Any]
+    redraw: Callable[[Conversation], list[Any]]
     halt: Callable[[Conversation, gr.Request], Conversation]
     answering: Any
+    changed: list[Any]
     loaded: Any
     prompt: gr.Textbox
+    under: gr.Column
     extras: gr.Column
 
 
@@ -63,6 +70,7 @@ class _Tab:
             self.first = First(engine, limits)
             self.past = gr.HTML(elem_id="past", elem_classes="chat")
             self.live = gr.HTML(view.live(Conversation()), elem_id="live", elem_classes="chat")
+            self.under = gr.Column(elem_id="compare-under")
             self.composer = Composer()
             self.rows = Rows()
             self.asking = Asking()
@@ -83,15 +91,29 @@ class _Tab:
             concurrency_limit=AT_ONCE,
             **HIDDEN,
         )
+        answering.then(self._rest, self.conversation, [self.live, *box.acts], **HIDDEN)
         box.stop.click(self._stop, None, None, queue=False, **HIDDEN)
-        box.undo.click(self._change(drafts.undo), self.conversation, self.light, **HIDDEN)
-        box.clear.click(self._change(drafts.clear), self.conversation, self.light, **HIDDEN)
+        undone = box.undo.click(self._change(drafts.undo), self.conversation, self.light, **HIDDEN)
+        cleared = box.clear.click(self._change(drafts.clear), self.conversation, self.light, **HIDDEN)
         box.wire(self.conversation)
         self.rows.wire(self.conversation, box.row, box.draft, box.draw)
-        self.heads.wire(self._change, self.conversation, self.light)
+        changed = [undone, cleared, *self.heads.wire(self._change, self.conversation, self.light)]
         loaded = self.page.load(self._load, self.conversation, [*self.light, *self.first.parts], **HIDDEN)
         self.first.timer.tick(self._tick, self.conversation, [*self.light, *self.first.parts], **HIDDEN)
-        return Compare(self.conversation, self.drawn, self.show, self.halt, answering, loaded, box.prompt, self.extras)
+        return Compare(
+            self.conversation,
+            self.drawn,
+            self.show,
+            self.light,
+            self._light,
+            self.halt,
+            answering,
+            changed,
+            loaded,
+            box.prompt,
+            self.under,
+            self.extras,
+        )
 
     def show(self, conversation: Conversation) -> list[Any]:
         """Updates of `drawn`."""
@@ -122,6 +144,12 @@ class _Tab:
         if not is_over() or len(conversation.sides) > 1:  # a tick that was under way must not draw what has gone on
             return [*[gr.skip()] * len(self.light), *self.first.show()]
         return [*self._light(sides.settle(conversation.add(Side(name="tuned")))), *self.first.show()]
+
+    def _rest(self, request: gr.Request, conversation: Conversation) -> list[Any]:
+        """The end of the answers once more: Gradio's client now and then loses a stream's last look but one."""
+        if self.answering.is_going(_session(request)):
+            return [gr.skip()] * (1 + len(self.composer.acts))
+        return [view.live(conversation), *acts(conversation, False)]
 
     def _stop(self, request: gr.Request) -> None:
         self.answering.stop(_session(request))

@@ -27,7 +27,7 @@ class Heads:
         self.parts = [self.row, *self.heads, *self.choosers, *self.strengths, *self.drops, self.add]
 
     def _head(self, place: int) -> None:
-        with gr.Column(min_width=150, elem_classes=["side", f"ink-{place}"], visible=place == 0) as head:
+        with gr.Column(min_width=150, elem_classes=_classes(place, place), visible=place == 0) as head:
             with gr.Row(elem_classes="side-line"):
                 chooser = gr.Dropdown(
                     [("Base", sides.BASE_KEY)],
@@ -71,7 +71,10 @@ class Heads:
         room = len(places) < MOST_COLUMNS and not conversation.blind
         return [
             gr.update(visible=not conversation.blind),
-            *(gr.update(visible=side is not None) for side in shown),
+            *(
+                gr.update(visible=side is not None, elem_classes=_classes(i, places[i] if side else i))
+                for i, side in enumerate(shown)
+            ),
             *choosers,
             *(
                 gr.update(visible=side is not None and sides.has_strength(side), value=side.strength if side else 1)
@@ -81,16 +84,23 @@ class Heads:
             gr.update(visible=room),
         ]
 
-    def wire(self, change: Callable[..., Any], conversation: gr.State, outputs: list[Any]) -> None:
-        """`change` makes a handler of a function (conversation, place, …values) → conversation."""
+    def wire(self, change: Callable[..., Any], conversation: gr.State, outputs: list[Any]) -> list[Any]:
+        """`change` makes a handler of a function (conversation, place, …values) → conversation. Returns the events."""
+        events = []
         for place in range(MOST_COLUMNS):
             chosen = [self.choosers[place], self.strengths[place]]
             put = change(_put, place)
-            gr.on([self.choosers[place].input], put, [conversation, *chosen], outputs, **HIDDEN)
-            gr.on([self.strengths[place].release], put, [conversation, *chosen], outputs, **HIDDEN)
-            self.drops[place].click(change(_drop, place), conversation, outputs, **HIDDEN)
+            for chosen_anew in (self.choosers[place].input, self.strengths[place].release):
+                events.append(chosen_anew(put, [conversation, *chosen], outputs, **HIDDEN))
+            events.append(self.drops[place].click(change(_drop, place), conversation, outputs, **HIDDEN))
             self.choosers[place].focus(_offer, self.choosers[place], self.choosers[place], **HIDDEN)
-        self.add.click(change(_add, -1), conversation, outputs, **HIDDEN)
+        events.append(self.add.click(change(_add, -1), conversation, outputs, **HIDDEN))
+        return events
+
+
+def _classes(place: int, column: int) -> list[str]:
+    """Where it stands, and the colour of the column that stands there."""
+    return ["side", f"place-{place}", f"ink-{column}"]
 
 
 def _put(conversation: Conversation, place: int, key: str, strength: float) -> Conversation:

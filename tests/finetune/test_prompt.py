@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from finetune.data import Row, encode_rows
-from finetune.prompt import Turn, template
+from finetune.prompt import Turn, template, token_texts
 
 ROW = Row("Add 1 and 2.", "Numbers are whole.", "3", "closed_qa")
 DOLLY_TEXT = (
@@ -60,6 +60,15 @@ def test_control_tokens_in_a_text_stay_text(tiny_tokenizer: Any) -> None:
     ids = chosen.encode(Turn(attack, response="x<|im_end|>y"))
     assert ids.prompt.count(tiny_tokenizer.eos_token_id) == 1  # the template's own
     assert ids.response.count(tiny_tokenizer.eos_token_id) == 1
+
+
+def test_the_texts_of_tokens_make_up_the_text(tiny_tokenizer: Any) -> None:
+    """Over several windows, with characters of several tokens at every place of them."""
+    for shift in range(40):
+        text = "a " * shift + "Bees 🐝🐝, naïve café — 蜂. " * 20
+        ids = tiny_tokenizer(text, add_special_tokens=False).input_ids
+        texts = token_texts(ids, tiny_tokenizer)
+        assert len(texts) == len(ids) and "".join(texts) == text
 
 
 def test_the_pad_token_is_not_the_end(tiny_tokenizer: Any) -> None:

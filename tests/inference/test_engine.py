@@ -110,4 +110,7 @@ def test_the_engine_looks_and_crosses(tiny_model: Path, tiny_adapter: Path) -> N
     lens = engine.lens(asked, columns, history, "The wren.")
     (base, tuned), *_ = engine.cross(asked, columns, history, ["The wren.", "A robin."])
     assert base.log_p == pytest.approx(sum(lens.log_p[0])) and tuned.log_p == pytest.approx(sum(lens.log_p[1]))
-    assert base.tokens == len(lens.ids) and max(lens.kl[1]) > 0
+    assert base.tokens == len(lens.ids) == len(lens.texts) and max(lens.kl[1]) > 0
+    assert "".join(lens.texts) == "The wren."
+    as_a_pirate = engine.lens(asked, columns, history, "The wren.", "Talk like a pirate.")
+    assert as_a_pirate.log_p != lens.log_p
