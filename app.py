@@ -3,10 +3,10 @@
 import os
 import sys
 
-from finetune.memory import use_large_pages
+from finetune.memory import LARGE_PAGES
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-use_large_pages()  # before torch is loaded
+os.environ.setdefault(LARGE_PAGES, "1")  # before torch is loaded
 
 from inference.engine import Engine
 from inference.server import routes
