@@ -9,6 +9,7 @@ import pandas as pd
 
 from finetune.run import Run
 
+AGAIN = 10  # updates after which the small things are sent again, should one have got lost
 POINTS = 300  # of a line: a plot has no more pixels
 
 
@@ -18,6 +19,8 @@ class Watched:
     def __init__(self) -> None:
         self.run_id: str | None = None
         self._sent: dict[str, Any] = {}
+        self._marks: dict[str, Any] = {}
+        self._updates = 0
         self.count = 0
         """Looks at sample answers so far."""
         self.sample: dict[str, Any] = {}
@@ -28,9 +31,12 @@ class Watched:
         self._validation: list[tuple[int, float]] = []
 
     def turn_to(self, run_id: str | None) -> None:
-        """Begin anew where another run is shown than before."""
+        """Begin an update; begin anew where another run is shown than before."""
+        self._updates += 1
+        if self._updates % AGAIN == 0:
+            self._sent = {}
         if run_id != self.run_id:
-            self.run_id, self._sent = run_id, {}
+            self.run_id, self._sent, self._marks, self._updates = run_id, {}, {}, 0
             self._forget_events()
 
     def news(self, name: str, value: Any, update: Any = None) -> Any:
@@ -42,7 +48,7 @@ class Watched:
 
     def is_new(self, name: str, value: Any) -> bool:
         """Whether a value differs from the last one of that name; it is noted."""
-        old, self._sent[name] = self._sent.get(name, self), value
+        old, self._marks[name] = self._marks.get(name, self), value
         return bool(old != value)
 
     def read(self, run: Run | None) -> bool:

@@ -1,6 +1,6 @@
 """Fine-tune, a run as it goes: read from its folder once a second while the tab is shown, and only what is new sent."""
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import gradio as gr
 
@@ -18,6 +18,7 @@ IS_VISIBLE = "(...inputs) => [...inputs.slice(0, -1), !!document.querySelector('
 REMEMBER = "run => localStorage.setItem('tandem-run', run)"
 RECALL = "() => localStorage.getItem('tandem-run') ?? ''"
 SHOWN = 14  # components that a look at a run may change
+HIDDEN: Literal["hidden"] = "hidden"  # in the page all the same: what is first put there when it is shown can get lost
 NOTHING = "No run yet. Everything is chosen: press Start."
 
 
@@ -36,23 +37,23 @@ def build(page: gr.Blocks) -> Watch:
     with gr.Row(equal_height=False):
         run = gr.Dropdown([], label="Run", elem_id="train-run", scale=4, min_width=240)
         stop = gr.Button("Stop", elem_id="stop-run", scale=1, min_width=96, interactive=False)
-        resume = gr.Button("Resume", elem_id="resume-run", scale=1, min_width=96, visible=False)
+        resume = gr.Button("Resume", elem_id="resume-run", scale=1, min_width=96, visible=HIDDEN)
     facts = gr.Markdown(elem_classes="figures")
     status = gr.Markdown(NOTHING, elem_id="train-status")
-    with gr.Row(visible=False) as ready:
+    with gr.Row(visible=HIDDEN) as ready:
         compare_now = gr.Button("Compare now", variant="primary", elem_id="compare-now", size="md", min_width=90)
         evaluate_now = gr.Button("Evaluate", elem_id="evaluate-now", size="md", min_width=90)
         merge_now = gr.Button("Merge", elem_id="merge-now", size="md", min_width=90)
-    queue = gr.HTML(elem_id="train-queue", visible=False)
-    figures = gr.HTML(elem_id="train-figures", visible=False)
+    queue = gr.HTML(elem_id="train-queue", visible=HIDDEN)
+    figures = gr.HTML(elem_id="train-figures", visible=HIDDEN)
     with gr.Row():
         loss = _loss_plot()
         rate = gr.LinePlot(
             x="step", y="learning rate", title="Learning rate", height=280, elem_id="rate-plot", scale=1, min_width=240
         )
-    with gr.Column(visible=False, elem_id="train-samples") as samples:
+    with gr.Column(visible=HIDDEN, elem_id="train-samples") as samples:
         gr.Markdown("### Sample answers")
-        look = gr.Slider(1, 2, 1, step=1, label="Look", visible=False, elem_id="look")
+        look = gr.Slider(1, 2, 1, step=1, label="Look", visible=HIDDEN, elem_id="look")
         answers = gr.HTML(elem_id="answers")
     with gr.Accordion("Log", open=False):
         log = gr.Textbox(show_label=False, lines=12, max_lines=12, interactive=False, elem_id="train-log")
@@ -144,7 +145,7 @@ def _watch(run_id: str | None, at: float, seen: Watched, visible: bool) -> list[
 
 
 def _html(seen: Watched, name: str, value: str) -> Any:
-    return seen.news(name, value, gr.update(value=value, visible=bool(value)))
+    return seen.news(name, value, gr.update(value=value, visible=bool(value) or HIDDEN))
 
 
 def _answers(run: Run | None, at: float, seen: Watched) -> list[Any]:
@@ -157,8 +158,8 @@ def _answers(run: Run | None, at: float, seen: Watched) -> list[Any]:
     chosen = count if grown and (at >= before or before == 0) else min(max(1, int(at)), count)
     seen.count = count
     seen.is_new("look", max(chosen, 1))
-    slider = gr.update(minimum=1, maximum=max(count, 2), value=max(chosen, 1), visible=count > 1)
-    return [gr.update(visible=count > 0), slider, train_view.answers(found[chosen - 1] if found else None)]
+    slider = gr.update(minimum=1, maximum=max(count, 2), value=max(chosen, 1), visible=count > 1 or HIDDEN)
+    return [gr.update(visible=count > 0 or HIDDEN), slider, train_view.answers(found[chosen - 1] if found else None)]
 
 
 def _buttons(run: Run | None, state: str, seen: Watched) -> list[Any]:
@@ -167,7 +168,7 @@ def _buttons(run: Run | None, state: str, seen: Watched) -> list[Any]:
     again = state in ("stopped", "failed", "died")
     ready = run is not None and not going and run.has_adapter()
     return [
-        seen.news("stop", going, gr.update(interactive=going, visible=not again)),
-        seen.news("resume", again, gr.update(visible=again)),
-        seen.news("ready", ready, gr.update(visible=ready)),
+        seen.news("stop", going, gr.update(interactive=going, visible=not again or HIDDEN)),
+        seen.news("resume", again, gr.update(visible=again or HIDDEN)),
+        seen.news("ready", ready, gr.update(visible=ready or HIDDEN)),
     ]

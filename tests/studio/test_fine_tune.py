@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browsing import shots, tab
+from browsing import shot, shots, tab
 from conftest import App, read_json, wait_for
 from playwright.sync_api import Locator, Page, expect
 
@@ -179,7 +179,7 @@ def test_a_killed_run_is_told_and_goes_on_and_others_wait_in_order(fine_tune: Pa
     expect(queue.nth(1)).to_contain_text("queued, next")
     expect(queue.nth(2)).to_contain_text("queued, 1 before it")
     expect(status(page)).to_contain_text("1 ahead in the queue")
-    shots(page, "fine-tune-queue")
+    shot(page, "fine-tune-queue")
     for waiting in (third, second):  # a run that waits is stopped like any other
         choose(page, waiting)
         page.click("#stop-run")
