@@ -64,7 +64,7 @@ class _Tab:
 
     def __init__(self, page: gr.Blocks, engine: Engine, limits: Limits) -> None:
         self.page, self.answering = page, Answering(engine, limits)
-        self.conversation = gr.State(Conversation())
+        self.conversation = gr.State(Conversation(id=""))  # every page starts from this value: see _own
         with gr.Column(elem_id="compare"):
             self.heads = Heads()
             self.first = First(engine, limits)
@@ -129,7 +129,7 @@ class _Tab:
 
     def _load(self, request: gr.Request, conversation: Conversation) -> list[Any]:
         """A fresh page's columns. Whoever was quicker than the page already has a prompt, which is left alone."""
-        settled = sides.settle(conversation)
+        settled = sides.settle(_own(conversation))
         drawn = self._light(settled)
         if self.answering.is_going(_session(request)):
             heads = self.heads.show(settled)
@@ -191,7 +191,7 @@ class _Tab:
                 raise
 
     def _stream(self, session: str, who: str, wanted: tuple[Conversation, Draft | None]) -> Iterator[list[Any]]:
-        asked, left = sides.settle(wanted[0]), wanted[1]
+        asked, left = sides.settle(_own(wanted[0])), wanted[1]
         same = [gr.skip()] * len(self.composer.draft)
         draft = same if left is None else self.composer.draw(left)
         drawn: Any = view.past(asked)
@@ -204,6 +204,11 @@ class _Tab:
         yield [conversation, gr.skip(), view.live(conversation), *same, *acts(conversation, False), gr.skip()]
         # Gradio sends the last of these once more at the end, which may come after another event's change: so nothing.
         yield [gr.skip()] * (len(self.chat) + len(same) + len(busy) + 1)
+
+
+def _own(conversation: Conversation) -> Conversation:
+    """With an id of its own, where it is as every fresh page has it."""
+    return conversation if conversation.id else conversation.with_(id=Conversation().id)
 
 
 def _wanted(

@@ -18,6 +18,19 @@ DOWNLOAD = """(file) => {
   link.click();
   setTimeout(() => URL.revokeObjectURL(url), 10000);
 }"""
+# A browser's own id, random, made at its first visit. (gr.BrowserState may be asked before it has looked.)
+BROWSER = """(conversation, browser) => {
+  const hex = (byte) => byte.toString(16).padStart(2, '0');
+  const make = () => [...crypto.getRandomValues(new Uint8Array(16))].map(hex).join('');
+  let id = null;
+  try {
+    id = localStorage.getItem('tandem-browser');
+    if (!/^[0-9a-f]{32}$/.test(id || '')) localStorage.setItem('tandem-browser', (id = make()));
+  } catch (refused) {
+    id = id || make();
+  }
+  return [conversation, id];
+}"""
 LINK = "(kept) => `${location.origin}${location.pathname}?c=${kept.id}`"
 
 
@@ -91,11 +104,6 @@ def owner_of(request: gr.Request, browser: Any) -> str:
     if isinstance(browser, str) and re.fullmatch(r"[0-9a-f]{32}", browser):
         return f"browser:{browser}"
     return f"session:{request.session_hash or uuid.uuid4().hex}"  # a client without a browser: while it lasts
-
-
-def new_browser(browser: Any) -> str:
-    """The browser's id; a random one where it has none yet."""
-    return browser if isinstance(browser, str) and re.fullmatch(r"[0-9a-f]{32}", browser) else uuid.uuid4().hex
 
 
 def _exporter(store: Store, make: Any, kind: str, suffix: str) -> Any:

@@ -13,7 +13,7 @@ from studio.tabs import compare_blind
 from studio.tabs.compare import Compare
 from studio.tabs.compare_blind import Blind
 from studio.tabs.compare_closer import Closer
-from studio.tabs.compare_kept import HIDDEN, Keeping, new_browser, owner_of
+from studio.tabs.compare_kept import BROWSER, HIDDEN, Keeping, owner_of
 
 
 def build(engine: Engine, limits: Limits, store: Store, compare: Compare) -> None:
@@ -26,9 +26,8 @@ class _More:
 
     def __init__(self, engine: Engine, limits: Limits, store: Store, compare: Compare) -> None:
         self.engine, self.limits, self.store, self.compare = engine, limits, store, compare
-        # Fixed, so that a browser finds its own conversations again after the app was started anew. It is no secret:
-        # what is kept in a browser is its user's anyway.
-        self.browser = gr.BrowserState("", storage_key="tandem-browser", secret="tandem-browser")
+        self.browser = gr.State("")  # the id that the browser keeps; see compare_kept.owner_of
+        self.carrier = gr.Textbox(visible=False)  # in which it comes from there
         with compare.under:
             self.blind = Blind()
         with compare.extras:
@@ -42,8 +41,8 @@ class _More:
         compare.answering.success(self._answered, asked, self.parts, **HIDDEN)
         for event in compare.changed:
             event.success(self._refresh, asked, self.parts, **HIDDEN)
-        arrived = [self.browser, *compare.drawn, *self.parts]
-        compare.loaded.then(self._arrive, asked, arrived, **HIDDEN)
+        arriving, arrived = [compare.conversation, self.carrier], [self.browser, *compare.drawn, *self.parts]
+        compare.loaded.then(self._arrive, arriving, arrived, js=BROWSER, **HIDDEN)
         whole, light = [*compare.drawn, *self.parts], [*compare.light, *self.parts]
         self.kept.list.input(self._open, [*asked, self.kept.list], whole, **HIDDEN)
         self.kept.sure.click(self._delete, asked, light, **HIDDEN)
@@ -77,7 +76,6 @@ class _More:
 
     def _arrive(self, request: gr.Request, conversation: Conversation, browser: Any) -> list[Any]:
         """A fresh page: who it is, what they have kept, and what their link reopens."""
-        browser = new_browser(browser)
         owner, link = owner_of(request, browser), request.query_params.get("c")
         drawn: list[Any] = [gr.skip()] * len(self.compare.drawn)
         if link:
