@@ -76,7 +76,9 @@ def _child(side: str, args: argparse.Namespace) -> dict[str, float]:
 def _config(data: str, **changed: Any) -> Any:
     from finetune.config import preset, with_settings
 
-    return with_settings(preset("quick-demo"), {"data": data, "template": "dolly", "rows": 1000} | changed)
+    return with_settings(
+        preset("quick-demo"), {"data": data, "template": "dolly", "rows": 1000, "sample_every_steps": 0} | changed
+    )
 
 
 def held_out_loss(base: Any, model: Any, tokenizer: Any, data: str, template_id: Any = "dolly") -> float:
