@@ -163,9 +163,17 @@ def finished(page: Page, count: int) -> None:
 
 
 def longest(page: Page, tokens: int) -> None:
+    """Set the longest answer. A fold that was just opened may set its fields once more: so until it stays."""
     page.get_by_text("How they are asked").click()
-    page.fill("#length input[type=number]", str(tokens))
-    page.keyboard.press("Tab")
+    field = page.locator("#length input[type=number]")
+
+    def stays() -> bool:
+        field.fill(str(tokens))
+        page.keyboard.press("Tab")
+        page.wait_for_timeout(400)
+        return field.input_value() == str(tokens)
+
+    wait_for(stays, 60)
 
 
 def opened(page: Page, app: App) -> None:
