@@ -352,6 +352,7 @@ def empty_app(furnished: dict[str, str], tmp_path: Path) -> Iterator[App]:
 
 
 @browser_test
+@pytest.mark.long
 def test_a_first_visit(page: Page, empty_app: App, monkeypatch: pytest.MonkeyPatch) -> None:
     opened(page, empty_app)
     expect(page.locator("#first")).to_contain_text("the base answers alone")

@@ -205,6 +205,7 @@ def test_answers_are_looked_at_closer(page: Page, small_app: App, small_runs: li
 
 
 @pytest.mark.browser
+@pytest.mark.long
 def test_a_conversation_is_kept_exported_and_shared(page: Page, browser: Browser, small_app: App) -> None:
     page.goto(small_app.address)
     expect(page.locator("#side-1 input")).to_have_value(re.compile("Tuned"), timeout=SLOW)

@@ -99,6 +99,7 @@ def test_an_evaluation_is_seen_from_every_side(page: Page, small_app: App, copie
     assert len(json.loads(files["comparator"].read_text())["examples"]) == 24
 
 
+@pytest.mark.long
 def test_more_columns_are_scored_from_the_page(page: Page, small_app: App, copied: Run) -> None:
     before = len(copied.evaluations())
     page.goto(small_app.address)

@@ -71,6 +71,7 @@ def status(page: Page) -> Locator:
     return page.locator("#train-status")
 
 
+@pytest.mark.long
 def test_a_changed_form_is_the_runs_config_and_the_run_is_watched(fine_tune: Page) -> None:
     page = fine_tune
     # A preset fills every setting, the folded ones too, and says what it is for.
@@ -117,6 +118,7 @@ def test_a_changed_form_is_the_runs_config_and_the_run_is_watched(fine_tune: Pag
     shots(page, "fine-tune-run")
 
 
+@pytest.mark.long
 def test_own_rows_are_mapped_previewed_checked_and_trained_on(fine_tune: Page, tmp_path: Path) -> None:
     page = fine_tune
     fold_out(page, "Your own rows")

@@ -32,6 +32,7 @@ def open_section(page: Page, name: str) -> None:
     page.locator(f"#{name}-section > button").click()
 
 
+@pytest.mark.long
 def test_a_runs_life_on_the_page(
     page: Page, small_app: App, small_runs: list[Any], copied: Run, tmp_path: Path
 ) -> None:
