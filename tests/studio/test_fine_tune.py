@@ -167,6 +167,7 @@ def test_own_rows_are_mapped_previewed_checked_and_trained_on(fine_tune: Page, t
     expect(status(page)).to_contain_text("finished · step 2 of 2")
 
 
+@pytest.mark.long
 def test_a_killed_run_is_told_and_goes_on_and_others_wait_in_order(fine_tune: Page) -> None:
     page = fine_tune
     small(page, 100_000)

@@ -69,6 +69,8 @@ def test_the_main_path(page: Page, app: App, smollm2: Any, tmp_path: Path) -> No
     tab(page, "Fine-tune")
     if DOLLY_ROWS.exists():  # else on the rows that come with Tandem
         upload(page, some_of_dolly(tmp_path))
+        # What is understood of them is shown first: it moves the button down.
+        expect(page.locator("#data-says")).to_contain_text("rows in dolly.jsonl", timeout=60_000)
     page.fill("#steps input", "10")
     page.click("#start")
     expect(page.locator("#train-status")).to_contain_text(re.compile(r"step [1-9]\d* of 10"), timeout=120_000)
