@@ -68,13 +68,15 @@ def look(upload: str | None, hub: str | None) -> Found | None:
 
 
 def columns_setting(found: Found, mapping: Mapping[str, str | None]) -> str | None:
-    """The setting `columns` for what was chosen; None where the usual names already say it.
+    """The setting `columns` for what was chosen; None where the usual names already say it, or nothing is chosen.
+
+    Nothing is chosen too while the page has not yet shown its choices: whoever starts then gets the usual names.
 
     Raises:
         ValueError: a column's name can't stand in the setting.
     """
     chosen = {part: column for part, column in mapping.items() if column}
-    if chosen == found.usual:
+    if not chosen or chosen == found.usual:
         return None
     for column in chosen.values():
         if "," in column or column != column.strip():
