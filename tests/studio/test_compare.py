@@ -238,6 +238,7 @@ def test_four_columns_and_what_can_be_done_with_them(page: Page, small_app: App,
     # Edit takes the place of the last exchange; Esc leaves it; undo takes it back; clear starts anew.
     page.click("#edit")
     expect(page.locator("#prompt textarea")).to_have_value("Line one\nline two")
+    expect(page.locator("#unedit")).to_be_visible()
     page.keyboard.press("Escape")
     expect(page.locator("#unedit")).to_be_hidden()
     page.click("#edit")
