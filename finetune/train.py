@@ -149,7 +149,7 @@ def _loop(run: Run, trainer: PackTrainer, reporter: Reporter) -> None:
         reporter.status(message=f"resuming from step {step}")
     if not run.stop_requested():
         trainer.train(resume_from_checkpoint=str(checkpoint[1]) if checkpoint else None)
-        if trainer.state.global_step % trainer.args.eval_steps:
+        if not trainer.has_validated():  # a stop may come at any step
             trainer.evaluate()
 
 

@@ -72,6 +72,9 @@ def test_the_main_path(page: Page, app: App, smollm2: Any, tmp_path: Path) -> No
         # What is understood of them is shown first: it moves the button down.
         expect(page.locator("#data-says")).to_contain_text("rows in dolly.jsonl", timeout=60_000)
     page.fill("#steps input", "10")
+    page.get_by_text("All settings").click()
+    page.get_by_text("Length, batches and memory").click()
+    page.fill("#tokens-per-batch input", "512")
     page.click("#start")
     expect(page.locator("#train-status")).to_contain_text(re.compile(r"step [1-9]\d* of 10"), timeout=120_000)
     run = only_run(app)
@@ -104,7 +107,7 @@ def test_the_main_path(page: Page, app: App, smollm2: Any, tmp_path: Path) -> No
 
     # Scores, as a sentence, a table and charts.
     tab(page, "Evaluate")
-    page.fill("#eval-rows input", "12")
+    page.fill("#eval-rows input", "8")
     page.fill("#eval-length input", "4")
     page.click("#evaluate")
     expect(page.locator("#verdict")).to_contain_text("response loss", timeout=420_000)
