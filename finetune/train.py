@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import set_seed
 
-from finetune import compiling, data, datareport, model, pilot, samples
+from finetune import data, datareport, model, pilot, samples
 from finetune.base import (
     add_lora,
     compute_dtype,
@@ -23,14 +23,14 @@ from finetune.base import (
     parameter_report,
     under_fsdp,
 )
-from finetune.config import TrainConfig, Training, from_mapping, with_settings
+from finetune.config import TrainConfig, from_mapping
 from finetune.launch import is_main, processes
 from finetune.loss import headless
-from finetune.memory import needs_checkpointing
 from finetune.packing import Batch, group, pack
 from finetune.progress import Diverged, Progress
 from finetune.prompt import template
 from finetune.run import Reporter, Run
+from finetune.settled import with_checkpointing_settled, with_compiling_settled
 from finetune.trainer import Data, PackTrainer, arguments, save_adapter
 from finetune.whole import finish_folder, is_whole, write_atomically
 
@@ -56,7 +56,7 @@ def train(run: Run, reporter: Reporter) -> None:
     tokenizer = load_tokenizer(source)
     reporter.status(message="reading rows")
     prepared = prepare(config, tokenizer, context_limit(source))
-    config = _with_checkpointing_settled(config, source)
+    config = with_checkpointing_settled(config, source)
     reporter.status(message="loading the base in 4 bits")
     base = load_base(source, trainable=True, packed=config.training.batching == "packed")
     set_seed(config.seed)
@@ -128,7 +128,7 @@ def make_trainer(
         raise ValueError(
             f"accumulation must be a multiple of the {processes()} processes, to keep the effective batch."
         )
-    training = _with_compiling_settled(training, adapted, steps * training.accumulation)
+    training = with_compiling_settled(training, adapted, steps * training.accumulation)
     reporter.status(compiled=training.compile == "on")
     args = arguments(training, steps, run.path, config.seed)
     pad_id = tokenizer.pad_token_id or 0
@@ -149,7 +149,8 @@ def _loop(run: Run, trainer: PackTrainer, reporter: Reporter) -> None:
         reporter.status(message=f"resuming from step {step}")
     if not run.stop_requested():
         trainer.train(resume_from_checkpoint=str(checkpoint[1]) if checkpoint else None)
-        if not trainer.has_validated():  # a stop may come at any step
+        looks = [entry["step"] for entry in trainer.state.log_history if "eval_loss" in entry]
+        if looks[-1:] != [trainer.state.global_step]:  # it was stopped between two looks
             trainer.evaluate()
 
 
@@ -199,24 +200,6 @@ def _fit_to_time(
         validation_tokens = sum(len(e.ids) for e in prepared.validation)
         config = pilot.fit_to_time(config, adapted, head, prepared.train, validation_tokens, deadline, compute_dtype())
     return config, prepare(config, tokenizer, context_limit(source))
-
-
-def _with_checkpointing_settled(config: TrainConfig, source: model.Source) -> TrainConfig:
-    if config.training.checkpointing != "auto":
-        return config
-    return with_settings(config, {"checkpointing": "on" if needs_checkpointing(config, source) else "off"})
-
-
-def _with_compiling_settled(training: Training, adapted: Any, batches: int) -> Training:
-    """What compile "auto" means for so many micro-batches; where it is on, the layers are made ready for it."""
-    on = training.compile != "off" and compiling.possible(training)
-    if on and training.compile == "auto":
-        rate = pilot.matrix_rate(compute_dtype())
-        parameters = parameter_report(adapted)["total_parameters"]
-        on = compiling.worth_it(training, parameters, batches * training.tokens_per_batch, rate)
-    if on:
-        compiling.compile_layers(adapted)
-    return training.model_copy(update={"compile": "on" if on else "off"})
 
 
 def _write_facts(run: Run, config: TrainConfig, prepared: Prepared, source: model.Source, adapted: Any) -> None:

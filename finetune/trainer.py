@@ -178,10 +178,6 @@ class PackTrainer(Trainer):  # the rest of the loop, its checkpoints and their r
             self.control.should_training_stop = True
             self.progress.say(f"no lower validation loss in {stale} looks: stopping early")
 
-    def has_validated(self) -> bool:
-        """Whether the validation loss of the weights as they are is known: as often as is asked for, and at the end."""
-        return any(self.state.global_step == e["step"] for e in self.state.log_history if "eval_loss" in e)
-
     def _use_smaller_slices(self, inputs: dict[str, Tensor]) -> None:
         if len(divide(inputs, 2 * self.parts)) == len(divide(inputs, self.parts)):
             raise ValueError(

@@ -12,6 +12,7 @@ import torch
 
 from finetune import model
 from finetune.base import load_base, load_tokenizer
+from finetune.config import TrainConfig
 from finetune.prompt import Template, Turn, template, token_texts
 from inference import apart
 from inference.captured import Captures
@@ -20,6 +21,7 @@ from inference.decode import Answer, decode
 from inference.lens import Lens, Score, answer_ids, cross, look
 from inference.lora import Adapter, Placed, load_adapter
 from inference.prefix import Prefix
+from inference.room import fits_beside, refuse_without_room
 from inference.sampling import Sampling
 from inference.watching import Shared, watch
 from inference.watching import Update as Update
@@ -30,6 +32,7 @@ T = TypeVar("T")
 class Loaded(NamedTuple):
     """A base in memory, with its tokenizer."""
 
+    asked: Subject
     source: model.Source
     base: Any
     tokenizer: Any
@@ -135,9 +138,15 @@ class Engine:
         """Give the memory back once the answers that wait are done; the next call loads again, and says so."""
         return self._submit(self.unload_now)
 
-    def make_room(self) -> bool:
-        """For a run that is about to need the device: `release` on a GPU; on a CPU both fit. Returns whether it did."""
-        if self._loaded is None or self._loaded.base.device.type != "cuda":
+    def make_room(self, config: TrainConfig) -> bool:
+        """For a run that is about to start: `release`, unless it fits beside the chat. Returns whether it did.
+
+        On a CPU both are always left in memory; a run of another base than the chat's is not reckoned with.
+        """
+        loaded = self._loaded
+        if loaded is None or loaded.base.device.type != "cuda":
+            return False
+        if config.model == loaded.asked.model and fits_beside(config, loaded.source):
             return False
         self.release()
         return True
@@ -188,8 +197,9 @@ class Engine:
             raise ValueError(f"The adapter was trained on other weights than {source.origin}: load those.")
         if self._loaded is None or self._loaded.source != source:
             self.unload_now()
+            refuse_without_room(source)
             say(f"Loading {asked.model} in 4 bits")
-            self._loaded = Loaded(source, load_base(source), load_tokenizer(source))
+            self._loaded = Loaded(asked, source, load_base(source), load_tokenizer(source))
         return self._loaded.base, template(self._loaded.tokenizer, asked.template)
 
     def _adapter(self, folder: Path) -> Adapter:

@@ -44,11 +44,9 @@ def starter(engine: Engine, limits: Limits) -> Callable[..., Any]:
             The run's id.
         """
 
-        def make() -> Run:
-            return start_training(_config(preset, model, rows, steps, data), preset)
-
-        run = _said(lambda: limits.start(person(request).runs, make))
-        engine.make_room()
+        config = _said(lambda: _config(preset, model, rows, steps, data))
+        run = _said(lambda: limits.start(person(request).runs, lambda: start_training(config, preset)))
+        engine.make_room(config)
         return run.id
 
     return start

@@ -108,6 +108,22 @@ def tiny_adapter(tiny_source: Any, tmp_path: Path) -> Path:
     return make_adapter(tiny_source, tmp_path / "adapter", seed=1)
 
 
+def compute_in(monkeypatch: pytest.MonkeyPatch, dtype: Any) -> None:
+    """Have runs in this process compute in that type, whatever the device would choose."""
+    from finetune import base, samples, train, trainer
+
+    for module in (base, samples, train, trainer):
+        monkeypatch.setattr(module, "compute_dtype", lambda: dtype)
+
+
+@pytest.fixture
+def single_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs in this process compute in fp32, on a GPU too: for comparisons finer than bf16's rounding."""
+    import torch
+
+    compute_in(monkeypatch, torch.float32)
+
+
 def beside(model: Any, batch: dict[str, Any]) -> dict[str, Any]:
     """The tensors of a batch on the model's device."""
     return {name: value.to(model.device) if hasattr(value, "to") else value for name, value in batch.items()}

@@ -55,8 +55,9 @@ class First:
         """Start the run; a second click while one goes starts none."""
         try:
             if not any(run.status()["state"] not in ENDED for run in list_runs()):
-                self.limits.start(person(request).runs, lambda: start_training(preset(PRESET), PRESET))
-                self.engine.make_room()
+                config = preset(PRESET)
+                self.limits.start(person(request).runs, lambda: start_training(config, PRESET))
+                self.engine.make_room(config)
         except ValueError as error:
             raise gr.Error(str(error), duration=None) from error
         return self.show()

@@ -31,7 +31,7 @@ def build(page: gr.Blocks, engine: Engine, limits: Limits) -> Train:
             own = train_data.build()
         with gr.Column(scale=5, min_width=300):
             plan = train_check.build()
-            watch = train_watch.build(page)
+            watch = train_watch.build(page, engine)
 
     inputs = [*own.inputs(), *form.inputs()]
     config_of = _reader(form, len(own.inputs()))
@@ -49,13 +49,13 @@ def build(page: gr.Blocks, engine: Engine, limits: Limits) -> Train:
             run = limits.start(person(request).runs, lambda: start_training(config, label))
         except ValueError as error:
             raise gr.Error(about_file(error, given[0]), duration=None) from error
+        train_watch.make_room(engine, config)
         return offer_runs(run.id), gr.update(open=False)
 
     hidden: dict[str, Any] = {"api_visibility": "private"}
     form.check.click(checked, inputs, plan.outputs(), show_progress_on=plan.memory, **hidden)
     begun = form.start.click(started, inputs, [watch.run, plan.box], show_progress_on=watch.run, **hidden)
     begun.success(None, watch.run, None, js=train_watch.REMEMBER, **hidden)
-    begun.success(lambda: _make_room(engine), None, None, show_progress="hidden", **hidden)
     return Train(watch.compare_now, watch.evaluate_now, watch.merge_now, watch.run)
 
 
@@ -69,8 +69,3 @@ def _reader(form: train_form.Form, count: int) -> Any:
         return checked_config(rest[0], form.values(rest), upload, hub, columns)
 
     return config_of
-
-
-def _make_room(engine: Engine) -> None:
-    if engine.make_room():
-        gr.Info("The chat's model has left the GPU to the run. It is loaded again with your next prompt.")

@@ -11,10 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, here, read_json, tandem, tiny_run_settings, wait_for
+from conftest import ROOT, compute_in, here, read_json, tandem, tiny_run_settings, wait_for
 
-from finetune import base, loss, trainer
-from finetune import train as whole_run
+from finetune import loss, trainer
 from finetune.__main__ import main
 from finetune.config import TrainConfig, preset, preset_names, with_settings
 from finetune.job import create_run, reopen, start_training
@@ -121,7 +120,11 @@ def test_the_best_weights_are_the_adapter(tiny_model: Path, runs: Path, monkeypa
 
 
 def test_out_of_memory_goes_on_from_the_same_step(
-    tiny_model: Path, runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny_model: Path,
+    runs: Path,
+    single_precision: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     calm = in_process(tiny_model, steps=4, max_length=64)
     real, calls = loss.summed_loss, []
@@ -211,10 +214,10 @@ def test_every_option_trains(tiny_model: Path, runs: Path, changed: dict[str, An
 
 @pytest.mark.parametrize("name", preset_names())
 def test_every_preset_trains(tiny_model: Path, runs: Path, name: str) -> None:
-    """Whole, but for its size: few rows, two steps, or seconds where it has minutes."""
+    """Whole, but for its size: few rows, two steps (at a rate that shows in bf16), or seconds where it has minutes."""
     config = preset(name)
     small: dict[str, Any] = {"model": str(tiny_model), "rows": 24, "max_length": 256, "validation_rows": 4}
-    small |= {"minutes": 0.2} if config.training.minutes else {"steps": 2}
+    small |= {"minutes": 0.2} if config.training.minutes else {"steps": 2, "learning_rate": 5e-3, "warmup_steps": 0}
     run, lock = create_run(with_settings(config, small), name)
     os.close(lock)
     train(run, Reporter(run))
@@ -230,8 +233,7 @@ def test_in_half_precision_it_learns_as_in_single(
     """bf16 under the Trainer's autocast: the path of every GPU, and of CPUs with bf16 instructions."""
     curves = {}
     for dtype in (torch.float32, torch.bfloat16):
-        for module in (base, trainer, whole_run):
-            monkeypatch.setattr(module, "compute_dtype", lambda dtype=dtype: dtype)
+        compute_in(monkeypatch, dtype)
         curves[dtype] = [loss for _, _, loss in curve(in_process(tiny_model))]
     assert curves[torch.bfloat16] == pytest.approx(curves[torch.float32], rel=0.02)
     assert curves[torch.bfloat16] != curves[torch.float32]

@@ -65,13 +65,11 @@ def test_the_bases_answer_is_the_bare_bases(tiny_model: Path, tiny_source: Any, 
     chosen = template(tokenizer, "chat")
     base = load_base(tiny_source)
     for answer in read_samples(run)[-1].answers:
-        ids = torch.tensor([chosen.encode_prompt([Turn(answer.instruction, answer.context)])])
-        made: list[int] = []
+        ids, made = chosen.encode_prompt([Turn(answer.instruction, answer.context)]), list[int]()
         with torch.no_grad():
             while len(made) < MAX_NEW_TOKENS and not chosen.stop_ids & set(made):
-                made.append(
-                    int(base(torch.cat([ids, torch.tensor([made], dtype=torch.long)], 1)).logits[0, -1].argmax())
-                )
+                seen = torch.tensor([ids + made], device=base.device)
+                made.append(int(base(seen).logits[0, -1].argmax()))
         expected = tokenizer.decode(made, skip_special_tokens=True).strip()
         # Rows of a batch may round otherwise than one alone; the beginning shows whose words they are.
         assert answer.base[:12] == expected[:12]

@@ -46,7 +46,9 @@ def first_step(source: Any, folder: Path, batches: list[list[Example]], **change
 
 
 @pytest.mark.parametrize("batching", ["packed", "padded"])
-def test_accumulated_gradients_equal_those_of_one_big_batch(tiny_source: Any, tmp_path: Path, batching: str) -> None:
+def test_accumulated_gradients_equal_those_of_one_big_batch(
+    tiny_source: Any, tmp_path: Path, single_precision: None, batching: str
+) -> None:
     drawn = iter(examples(*(length for lengths in LENGTHS for length in lengths)))
     parts = [[next(drawn) for _ in lengths] for lengths in LENGTHS]
     whole = first_step(tiny_source, tmp_path / "whole", [[e for part in parts for e in part]])

@@ -87,7 +87,6 @@ def test_memory_is_given_back_on_request_and_the_next_answer_loads_again(tiny_mo
     engine = Engine()
     first = list(compare(engine, tiny_model, None))[-1]
     assert engine._loaded is not None
-    assert not engine.make_room() and engine._loaded is not None  # on a CPU a run and the chat both fit
     engine.release().result()
     assert engine._loaded is None and engine.prefix._cache is None and not engine._adapters
     updates = list(compare(engine, tiny_model, None))

@@ -31,7 +31,8 @@ def test_the_lens_says_what_a_plain_forward_says(tiny_base: Any, tiny_adapter: P
     adapters = [Placed(load_adapter(tiny_adapter, tiny_base), [0.0, 1.0, 0.5])]
     lens = look(tiny_base, PROMPT, TEXT, adapters, 3, chunk_logits=20_000)
     with torch.no_grad(), placed(tiny_base, adapters):
-        logits = tiny_base(torch.tensor([PROMPT + TEXT] * 3)).logits[:, len(PROMPT) - 1 : -1].float()
+        ids = torch.tensor([PROMPT + TEXT] * 3, device=tiny_base.device)
+        logits = tiny_base(ids).logits[:, len(PROMPT) - 1 : -1].float().cpu()
     log_q = logits.log_softmax(-1)
     expected = log_q.gather(2, torch.tensor(TEXT).expand(3, -1)[..., None])[..., 0]
     torch.testing.assert_close(torch.tensor(lens.log_p), expected, atol=1e-4, rtol=1e-4)
@@ -64,7 +65,7 @@ def test_each_answer_under_each_model(tiny_base: Any, tiny_adapter: Path) -> Non
         with torch.no_grad(), placed(tiny_base, [Placed(adapter, [strength])]):
             ids = list(PROMPT)
             for _ in range(12):
-                ids.append(int(tiny_base(torch.tensor([ids])).logits[0, -1].argmax()))
+                ids.append(int(tiny_base(torch.tensor([ids], device=tiny_base.device)).logits[0, -1].argmax()))
         answers.append(ids[len(PROMPT) :])
     table = cross(tiny_base, [PROMPT] * 4, [*answers, TEXT, []], [Placed(adapter, [0.0, 1.0])], 2)
     assert table[0][0].mean > table[0][1].mean and table[1][1].mean > table[1][0].mean
