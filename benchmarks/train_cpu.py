@@ -45,8 +45,11 @@ def main() -> None:
     found = {side: _child(side, args) for side in SIDES}
     ratios = {
         "real tokens/s, ours / classic": found["ours"]["tokens_per_second"] / found["classic"]["tokens_per_second"],
-        # On a CPU that emulates bf16 the recipe as it is given may not get beyond its first step, whose rate is 0.
-        "fall of held-out loss, ours / classic": found["ours"]["fall"] / max(found["classic"]["fall"], 1e-6),
+        # On a CPU that emulates bf16 the recipe as it is given may not get beyond its first step, whose rate is 0:
+        # its loss has not fallen at all then, and there is no ratio.
+        "fall of held-out loss, ours / classic": (
+            found["ours"]["fall"] / found["classic"]["fall"] if found["classic"]["fall"] > 0 else None
+        ),
         "real tokens/s, ours / helped": found["ours"]["tokens_per_second"] / found["helped"]["tokens_per_second"],
         "fall of held-out loss, ours / helped": found["ours"]["fall"] / found["helped"]["fall"],
         "peak memory, chunked / eager": found["chunked"]["peak_bytes"] / found["eager"]["peak_bytes"],
@@ -57,7 +60,8 @@ def main() -> None:
     for side, values in found.items():
         print(side, {name: round(value, 3) for name, value in values.items()})
     for name, ratio in ratios.items():
-        print(f"{name}: {ratio:.2f}" + (f" (bar {BARS[name]})" if name in BARS else ""))
+        said = "none: the classic's did not fall" if ratio is None else f"{ratio:.2f}"
+        print(f"{name}: {said}" + (f" (bar {BARS[name]})" if name in BARS else ""))
     record = {"hardware": hardware(), "versions": versions(), "seconds": args.seconds}
     RESULTS.write_text(json.dumps(record | {"sides": found, "ratios": ratios, "bars": BARS}, indent=2) + "\n")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, App, here
+from conftest import ROOT, App, here, wait_for
 from playwright.sync_api import Browser, Page, sync_playwright
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
@@ -58,6 +58,20 @@ def shots(page: Page, name: str) -> None:
     page.evaluate("document.body.classList.remove('dark')")
     if size:
         page.set_viewport_size(size)
+
+
+def longest(page: Page, tokens: int) -> None:
+    """Set the longest answer. A fold that was just opened may set its fields once more: so until it stays."""
+    page.get_by_text("How they are asked").click()
+    field = page.locator("#length input[type=number]")
+
+    def stays() -> bool:
+        field.fill(str(tokens))
+        page.keyboard.press("Tab")
+        page.wait_for_timeout(400)
+        return field.input_value() == str(tokens)
+
+    wait_for(stays, 60)
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
 """Evaluate: score a run's columns on held-out rows as a process of its own, and show what came out."""
 
 import time
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from evaluation.probe_text import OWN
 from finetune.config import parse
 from finetune.run import Run, find_run, list_runs, runs_folder
 from studio import view
-from studio.form import offer_tuned
+from studio.form import offer_choices, offer_tuned
 from studio.limits import Limits, person
 from studio.tabs import results
 from studio.tabs.results import HIDDEN
@@ -50,8 +50,8 @@ def build(page: gr.Blocks, limits: Limits) -> Evaluate:
     start.click(_starter(limits), [run, *asked], None, api_visibility="private").then(**watching)
     stop.click(_stop, run, None, api_visibility="private")
     run.change(_offer_columns, run, asked[2], **HIDDEN).then(**watching)
-    run.focus(offer_tuned, run, run, **HIDDEN)
-    asked[2].focus(_offer_columns, [run, asked[2]], asked[2], **HIDDEN)
+    run.focus(partial(offer_choices, with_adapter=True), None, run, **HIDDEN)
+    asked[2].focus(_offer_choices, run, asked[2], **HIDDEN)
     evaluation.input(**watching)
     report.change(results.draw, given, list(drawn), **HIDDEN)
     page.load(offer_tuned, None, run, **HIDDEN).then(**watching)
@@ -149,11 +149,14 @@ def _stop(run_id: str | None) -> None:
         gr.Info("It stops after the batch it is at. Answers that were given are kept for the next time.")
 
 
-def _offer_columns(run_id: str | None, chosen: list[str] | None = None) -> Any:
+def _offer_columns(run_id: str | None) -> Any:
     """What can be compared of a run; another run begins with base and tuned again."""
-    if not run_id:
-        return gr.update(choices=FIRST_COLUMNS)
-    return gr.update(choices=shown.column_choices(find_run(run_id), list_runs()), value=chosen or FIRST_COLUMNS)
+    return gr.update(**_offer_choices(run_id), value=FIRST_COLUMNS)
+
+
+def _offer_choices(run_id: str | None) -> Any:
+    """The same, without a word on what is chosen."""
+    return gr.update(choices=shown.column_choices(find_run(run_id), list_runs()) if run_id else FIRST_COLUMNS)
 
 
 def _watch(run_id: str | None, chosen: str | None, seen: dict[str, Any], report: str) -> list[Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browsing import shots
+from browsing import longest, shots
 from conftest import App, wait_for
 from playwright.sync_api import Browser, Locator, Page, expect
 
@@ -160,20 +160,6 @@ def finished(page: Page, count: int) -> None:
     for place in range(count):
         expect(answer(page, place).locator(".figures").last).to_contain_text(DONE, timeout=SLOW)
     expect(page.locator("#send")).to_be_visible(timeout=SLOW)
-
-
-def longest(page: Page, tokens: int) -> None:
-    """Set the longest answer. A fold that was just opened may set its fields once more: so until it stays."""
-    page.get_by_text("How they are asked").click()
-    field = page.locator("#length input[type=number]")
-
-    def stays() -> bool:
-        field.fill(str(tokens))
-        page.keyboard.press("Tab")
-        page.wait_for_timeout(400)
-        return field.input_value() == str(tokens)
-
-    wait_for(stays, 60)
 
 
 def opened(page: Page, app: App) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browsing import shot, tab
+from browsing import longest, shot, tab
 from conftest import DOLLY_ROWS, App, read_json, wait_for
 from playwright.sync_api import Locator, Page, expect
 
@@ -57,6 +57,7 @@ def upload(page: Page, file: Path) -> None:
 def test_the_main_path(page: Page, app: App, smollm2: Any, tmp_path: Path) -> None:
     page.goto(app.address)
     # First visit: nothing is tuned yet, and the base answers alone.
+    longest(page, 64)
     ask(page, ATTACK)
     expect(page.locator("#first")).to_contain_text("Nothing is tuned here yet", timeout=60_000)
     expect(figures(page, 0)).to_contain_text(re.compile("ended by itself|length limit"), timeout=90_000)
@@ -95,6 +96,7 @@ def test_the_main_path(page: Page, app: App, smollm2: Any, tmp_path: Path) -> No
 
     # Both answer, differently, and stream while they do.
     page.reload()
+    longest(page, 64)
     ask(page, PROMPT)
     wait_for(lambda: page.locator("#live .answer").count() == 2 and answer(page, 1), 60)
     early = len(answer(page, 1))
@@ -121,9 +123,9 @@ def test_the_main_path(page: Page, app: App, smollm2: Any, tmp_path: Path) -> No
     assert loss.tuned < loss.base, report.verdict
 
 
-def test_bad_input_is_a_sentence_on_the_page(page: Page, app: App, tmp_path: Path) -> None:
-    before = set(app.runs.iterdir()) if app.runs.exists() else set()
-    page.goto(app.address)
+def test_bad_input_is_a_sentence_on_the_page(page: Page, small_app: App, tmp_path: Path) -> None:
+    before = set(small_app.runs.iterdir()) if small_app.runs.exists() else set()
+    page.goto(small_app.address)
     tab(page, "Fine-tune")
 
     def refused(sentence: str) -> None:
@@ -150,5 +152,5 @@ def test_bad_input_is_a_sentence_on_the_page(page: Page, app: App, tmp_path: Pat
     tab(page, "Compare")
     page.click("#send")
     expect(page.locator(".toast-body").last).to_contain_text("Write a prompt first")
-    after = set(app.runs.iterdir()) if app.runs.exists() else set()
+    after = set(small_app.runs.iterdir()) if small_app.runs.exists() else set()
     assert {path for path in after - before if not path.name.startswith(".")} == set()

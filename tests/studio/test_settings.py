@@ -97,6 +97,7 @@ def test_columns_are_found_or_chosen(tmp_path: Path) -> None:
     assert found and found.rows == 2 and found.columns == ["question", "answer", "note", "x, y"]
     assert found.usual == {"instruction": "question", "response": "answer"}
     assert own_rows.columns_setting(found, found.usual | {"context": ""}) is None  # nothing to say
+    assert own_rows.columns_setting(found, dict.fromkeys(own_rows.PARTS)) is None  # started before they were shown
     usual = own_rows.preview(found, found.usual)
     assert "Row 2 of rows.jsonl has no response" in usual.sentence and usual.rows[0].response == "a"
     chosen = own_rows.preview(found, {"instruction": "answer", "context": "note", "response": "question"})
