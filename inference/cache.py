@@ -20,8 +20,11 @@ def growing_cache(base: Any) -> DynamicCache:
     return cache
 
 
-class GrowingLayer(DynamicLayer):  # type: ignore[misc]
+class GrowingLayer(DynamicLayer):
     """DynamicLayer, whose keys and values are the first part of something longer."""
+
+    keys: Tensor
+    values: Tensor
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Take the next tokens' [rows, heads, time, width]; returns all keys and values."""

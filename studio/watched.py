@@ -10,6 +10,7 @@ import pandas as pd
 from finetune.run import Run
 
 AGAIN = 10  # updates after which the small things are sent again, should one have got lost
+TOLD = 4  # times that a slider is told where to stand
 POINTS = 300  # of a line: a plot has no more pixels
 
 
@@ -23,8 +24,11 @@ class Watched:
         self._updates = 0
         self.count = 0
         """Looks at sample answers so far."""
+        self.unanswered = 0
+        """Updates since a look was sent that the page's slider does not show yet."""
         self.sample: dict[str, Any] = {}
         """The newest event that has the machine's figures."""
+        self._stood = 0
         self._file, self._offset = 0, 0
         self._loss: list[tuple[int, float]] = []
         self._rate: list[tuple[int, float]] = []
@@ -50,6 +54,24 @@ class Watched:
         """Whether a value differs from the last one of that name; it is noted."""
         old, self._marks[name] = self._marks.get(name, self), value
         return bool(old != value)
+
+    def send_look(self, look: int) -> None:
+        """Note that the slider is told to stand at a look."""
+        if self.is_new("look", look) and look != self._stood:
+            self.unanswered = 1
+
+    def moved_to(self, at: int) -> int:
+        """Where the slider is to stand that says it stands at `at`.
+
+        What it is sent just as it is first shown can get lost: while it still stands where it stood before,
+        it is told again, a few times.
+        """
+        if self.unanswered and at == self._stood and self.unanswered < TOLD:
+            self.unanswered += 1
+            sent: int = self._marks["look"]
+            return sent
+        self.unanswered, self._stood = 0, at
+        return at
 
     def read(self, run: Run | None) -> bool:
         """Read the metrics that came since the last time; whether there were any."""
@@ -80,7 +102,7 @@ class Watched:
         return pd.DataFrame(thinned(self._rate), columns=["step", "learning rate"])
 
     def _forget_events(self) -> None:
-        self._file = self._offset = self.count = 0
+        self._file = self._offset = self.count = self.unanswered = 0
         self._loss, self._rate, self._validation, self.sample = [], [], [], {}
 
 

@@ -161,14 +161,14 @@ def _html(seen: Watched, name: str, value: str) -> Any:
 
 def _answers(run: Run | None, at: float, seen: Watched) -> list[Any]:
     """The box, the slider over looks, and the answers at the one that is chosen: the last, unless a person moved it."""
-    grown = seen.is_new("answers", stamp(run, "answers.jsonl"))
-    if not grown and not seen.is_new("look", at):
+    grown, at = seen.is_new("answers", stamp(run, "answers.jsonl")), seen.moved_to(int(at))
+    if not grown and not seen.is_new("look", at) and not seen.unanswered:
         return [gr.skip()] * 3
     found = read_samples(run) if run else []
     count, before = len(found), seen.count
-    chosen = count if grown and (at >= before or before == 0) else min(max(1, int(at)), count)
+    chosen = count if grown and (at >= before or before == 0) else min(max(1, at), count)
     seen.count = count
-    seen.is_new("look", max(chosen, 1))
+    seen.send_look(max(chosen, 1))
     slider = gr.update(minimum=1, maximum=max(count, 2), value=max(chosen, 1), visible=count > 1 or HIDDEN)
     return [gr.update(visible=count > 0 or HIDDEN), slider, train_view.answers(found[chosen - 1] if found else None)]
 
