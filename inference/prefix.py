@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-
-from inference.cache import growing_cache
+from transformers import DynamicCache
 
 
 class Start(NamedTuple):
@@ -52,7 +51,7 @@ class Prefix:
         self.drop()
         device = next(base.parameters()).device
         empty = torch.zeros(len(prompts), 0, dtype=torch.long, device=device)
-        start = Start(growing_cache(base), empty, empty, [list(p) for p in prompts])
+        start = Start(DynamicCache(config=base.config), empty, empty, [list(p) for p in prompts])
         if cache is not None and kept_key == key and len(tokens) == len(prompts):
             start = _cut(Start(cache, tokens, mask, start.rest)) or start
         self.prefilled = [len(ids) for ids in start.rest]
