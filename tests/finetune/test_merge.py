@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from finetune import merge as merging
 from finetune.__main__ import main
-from finetune.certificate import Certificate
+from finetune.certificate import Certificate, reference
 from finetune.config import TrainConfig, with_settings
 from finetune.job import create_run
 from finetune.merge import dequantized, read_updates
@@ -29,15 +29,24 @@ from finetune.train import train
 from finetune.whole import is_whole, seal
 
 FRESH = """
-import json, sys
+import json, sys, torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
-folder, text = sys.argv[1:]
+folder, text, dtype = sys.argv[1:]
 model = AutoModelForCausalLM.from_pretrained(folder)
 tokenizer = AutoTokenizer.from_pretrained(folder)
 asked = [{"role": "user", "content": text}]
 ids = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_tensors="pt", return_dict=True).input_ids
 said = model.generate(ids, max_new_tokens=8)
-print(json.dumps({"ids": ids[0].tolist(), "said": said[0, ids.shape[1]:].tolist(), "dtype": str(model.dtype)}))
+model, nll, tokens = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype), 0.0, 0
+for ids_of_row, prompt_length in json.load(sys.stdin):
+    row = torch.tensor([ids_of_row])
+    labels = row.clone()
+    labels[:, :prompt_length] = -100
+    count = len(ids_of_row) - prompt_length
+    with torch.no_grad():
+        nll, tokens = nll + model(row, labels=labels).loss.item() * count, tokens + count
+said = said[0, ids.shape[1]:].tolist()
+print(json.dumps({"ids": ids[0].tolist(), "said": said, "loss": nll / tokens, "tokens": tokens}))
 """
 
 
@@ -94,11 +103,14 @@ def test_a_merged_model_keeps_its_certificate_in_plain_transformers(tiny_model: 
     assert f"{dense[certificate.chosen].loss:.4f}" in (folder / "README.md").read_text()
     assert [path.name for path in run.path.glob(".merging-*")] == []
 
-    text = "Name a bird."
-    done = subprocess.run([sys.executable, "-c", FRESH, str(folder), text], capture_output=True, text=True, timeout=120)
+    text, parts = "Name a bird.", merging.gather(run, print)
+    rows = json.dumps([(example.ids, example.prompt_length) for example in reference(parts, 8).examples])
+    command = [sys.executable, "-c", FRESH, str(folder), text, certificate.computed_in]
+    done = subprocess.run(command, input=rows, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     fresh = json.loads(done.stdout.splitlines()[-1])
-    parts = merging.gather(run, print)
+    assert fresh["tokens"] == certificate.tokens
+    assert fresh["loss"] == pytest.approx(dense[certificate.chosen].loss, abs=1e-3)
     assert fresh["ids"] == parts.template.encode_prompt([Turn(text)])
     assert fresh["said"]
 
