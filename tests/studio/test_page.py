@@ -77,7 +77,7 @@ def test_the_main_path(page: Page, app: App, smollm2: Any, tmp_path: Path) -> No
     page.get_by_text("Length, batches and memory").click()
     page.fill("#tokens-per-batch input", "512")
     page.click("#start")
-    expect(page.locator("#train-status")).to_contain_text(re.compile(r"step [1-9]\d* of 10"), timeout=120_000)
+    expect(page.locator("#train-status")).to_contain_text(re.compile(r"step [1-9]\d* of 10"), timeout=300_000)
     run = only_run(app)
     page.reload()
     tab(page, "Fine-tune")
@@ -88,7 +88,7 @@ def test_the_main_path(page: Page, app: App, smollm2: Any, tmp_path: Path) -> No
     page.goto(app.address)
     tab(page, "Fine-tune")
     expect(page.locator("#train-status")).to_contain_text(re.compile(r"step \d+ of 10"))
-    expect(page.locator("#train-status")).to_contain_text("finished", timeout=300_000)
+    expect(page.locator("#train-status")).to_contain_text("finished", timeout=420_000)
     losses = [event["validation_loss"] for event in run.metrics()[0] if "validation_loss" in event]
     assert losses[-1] < losses[0]
     expect(page.locator("#loss-plot path.mark-line, #loss-plot .mark-line path").first).to_be_attached()
