@@ -29,7 +29,8 @@ $(STAMP): pyproject.toml requirements.lock
 	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v[:2] < (3, 13) else "Tandem needs Python 3.11 or 3.12, this is %d.%d: make app PYTHON=python3.12" % v[:2])'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint requirements.lock --editable '.[dev]'
-	-$(BIN)/python -m compileall -qq -j 0 -x '/tests?/' $(VENV)/lib  # what pip would do, on all cores and without others' tests
+	@# What pip would do, on all cores and without others' tests. Templates in some packages are no Python: no matter.
+	$(BIN)/python -m compileall -qq -j 0 -x '/tests?/' $(VENV)/lib || true
 	touch $(STAMP)
 
 # Freeze what is installed now. torch is named without its local tag, so that one lock serves CPU and CUDA builds.

@@ -141,7 +141,7 @@ class Engine:
     def make_room(self, config: TrainConfig) -> bool:
         """For a run that is about to start: `release`, unless it fits beside the chat. Returns whether it did.
 
-        On a CPU both are always left in memory; a run of another base than the chat's is not reckoned with.
+        On a CPU both stay in memory. To a run of another base than the chat's, a GPU is always left whole.
         """
         loaded = self._loaded
         if loaded is None or loaded.base.device.type != "cuda":

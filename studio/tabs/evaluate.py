@@ -151,7 +151,7 @@ def _stop(run_id: str | None) -> None:
 
 def _offer_columns(run_id: str | None) -> Any:
     """What can be compared of a run; another run begins with base and tuned again."""
-    return gr.update(**_offer_choices(run_id), value=FIRST_COLUMNS)
+    return _offer_choices(run_id) | {"value": FIRST_COLUMNS}
 
 
 def _offer_choices(run_id: str | None) -> Any:
