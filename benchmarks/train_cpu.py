@@ -208,9 +208,8 @@ def ours(data: str, seconds: float) -> dict[str, float]:
     import torch
 
     from finetune import train
-    from finetune.base import add_lora, load_base, load_tokenizer
+    from finetune.base import load_base, load_tokenizer
     from finetune.job import create_run
-    from finetune.loss import headless
     from finetune.model import fetch
     from finetune.run import Reporter
 
@@ -224,18 +223,16 @@ def ours(data: str, seconds: float) -> dict[str, float]:
     source = fetch("smollm2-135m")
     tokenizer = load_tokenizer(source)
     prepared = train.prepare(config, tokenizer, 1024)
-    base = load_base(source, trainable=True)
     yardstick = load_base(source)  # a base of padded attention, for the held-out loss
     before = held_out_loss(yardstick, yardstick, tokenizer, data)
-    adapted = add_lora(base, config.lora)
-    with headless(base) as head:
-        reporter = Reporter(run)
-        trainer = train.make_trainer(run, config, adapted, head, prepared, tokenizer, reporter, time.time())
+    with train.loaded(config, source, tokenizer) as ready:
+        trainer = train.make_trainer(run, config, ready, prepared, Reporter(run), time.time())
         clock = _timed(seconds, lambda: trainer.progress.tokens)
         trainer.add_callback(clock)
         trainer.train()
+    base = ready.adapted.get_base_model()
     base.set_attn_implementation("sdpa")
-    after = held_out_loss(base, adapted, tokenizer, data)
+    after = held_out_loss(base, ready.adapted, tokenizer, data)
     tokens = trainer.progress.tokens
     return {
         "tokens_per_second": clock.speed(),

@@ -21,7 +21,7 @@ from evaluation.samples import Outcome, make_samples
 from evaluation.scoring import score
 from evaluation.verdict import verdict
 from evaluation.work import Found, Prepared, judged, make_room, parts, text_to_probe, work
-from finetune import data, model
+from finetune import data, model, room
 from finetune.base import context_limit, load_base, load_tokenizer
 from finetune.config import from_mapping, parse
 from finetune.prompt import template
@@ -35,7 +35,7 @@ def evaluate_run(run: Run, job: Job, reporter: Reporter) -> EvalReport | None:
     """
     started = time.time()
     asked = parse(EvalConfig, job.config()["config"])
-    prepared = _prepare(run, asked, reporter)
+    prepared = _prepare(run, job, asked, reporter)
     with Progress(job, reporter, parts(prepared, asked)) as progress:
         found = work(prepared, asked, progress)
         if progress.is_stopped():
@@ -72,7 +72,7 @@ def evaluate_run(run: Run, job: Job, reporter: Reporter) -> EvalReport | None:
     return report
 
 
-def _prepare(run: Run, asked: EvalConfig, reporter: Reporter) -> Prepared:
+def _prepare(run: Run, job: Job, asked: EvalConfig, reporter: Reporter) -> Prepared:
     def say(text: str) -> None:
         reporter.status(message=text)
 
@@ -89,8 +89,9 @@ def _prepare(run: Run, asked: EvalConfig, reporter: Reporter) -> Prepared:
     encoded = data.encode_rows(rows.rows.rows, chosen, limit, limit)
     text, pieces = text_to_probe(asked, tokenizer)
     judge = reach(asked, say)
-    reporter.status(state="running", message="loading the base in 4 bits")
-    base = load_base(source)
+    with room.claimed(lambda: room.base_fits(source), job.stop_requested, say):
+        reporter.status(state="running", message="loading the base in 4 bits")
+        base = load_base(source)
     return Prepared(source, base, chosen, columns, passes(base, columns), rows, encoded, text, pieces, judge)
 
 

@@ -125,12 +125,9 @@ def reference(parts: Parts, rows: int = ROWS) -> Reference:
 
 def measure(folder: Path, onto: Onto, precision: str, seen: Reference) -> Variant:
     """A merged model's figures, loaded from its files: dense, or in NF4."""
+    _free_what_is_gone()
     loaded = load_base(Source(folder, None, str(folder), "")) if precision == "nf4" else load_dense(folder)
     sums = _Sums().add_all(_hidden(loaded, loaded, seen.examples, seen.pad_id), seen)
-    del loaded
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
     kl = torch.cat(sums.kl)
     return Variant(
         onto=onto,
@@ -140,6 +137,13 @@ def measure(folder: Path, onto: Onto, precision: str, seen: Reference) -> Varian
         p99_kl=kl.quantile(0.99).item(),
         greedy_agreement=sums.agreed / sums.tokens,
     )
+
+
+def _free_what_is_gone() -> None:
+    """A model and its modules know each other, so that it does not go with its last name."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def load_dense(folder: Path) -> Any:

@@ -2,19 +2,17 @@
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 from tqdm import tqdm
 
-from finetune import certificate
+from finetune import certificate, room
 from finetune.certificate import Certificate
 from finetune.merge import ONTO, Onto, Parts, check_disk, gather, workplace, write_merged
+from finetune.model import Say
 from finetune.run import Run
 from finetune.whole import finish_folder, is_whole
-
-Say = Callable[[str], None]
 
 
 def merge(run: Run, onto: Literal["auto"] | Onto, target: Path | None, rows: int, say: Say) -> tuple[Path, Certificate]:
@@ -41,8 +39,9 @@ def merge(run: Run, onto: Literal["auto"] | Onto, target: Path | None, rows: int
         raise ValueError(f"There is no folder {target.parent} to put the merged model into.")
     parts = gather(run, say)
     check_disk(parts, target.parent, len(ONTO))
-    say(f"Looking at {rows} held-out rows with the adapter")
-    seen = certificate.reference(parts, rows)
+    with room.claimed(lambda: room.base_fits(parts.source), lambda: False, say):
+        say(f"Looking at {rows} held-out rows with the adapter")
+        seen = certificate.reference(parts, rows)
     with workplace(target.parent) as work:
         folders: dict[Onto, Path] = {name: Path(work) / name for name in ONTO}
         for name, folder in folders.items():

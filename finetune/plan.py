@@ -35,6 +35,10 @@ class Work:
     """In one look at the validation loss."""
     looks: int
     """At the validation loss, the one before the first step included."""
+    samples: int
+    """Sets of sample answers; the first of them is the base's."""
+    saves: int
+    """Checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +52,12 @@ class Time:
     preparing_seconds: float
     training_seconds: float
     validation_seconds: float
+    other_seconds: float
+    """Checkpoints and sample answers; the pilot alone knows."""
 
     @property
     def seconds(self) -> float:
-        return self.preparing_seconds + self.training_seconds + self.validation_seconds
+        return self.preparing_seconds + self.training_seconds + self.validation_seconds + self.other_seconds
 
 
 @dataclass(frozen=True)
@@ -82,10 +88,10 @@ def make(config: TrainConfig, pilot: bool = False, say: model.Say = print) -> Ru
         ValueError: what the run itself would raise about its model or data; a pilot that does not fit.
     """
     source = model.fetch(config.model, config.revision, say)
+    started = time.perf_counter()
     from finetune.base import compute_dtype, context_limit, load_tokenizer
     from finetune.train import prepare
 
-    started = time.perf_counter()
     shapes = read_shapes(source)
     need = memory.plan(config, shapes, compute_dtype(), memory.device())
     config = with_settings(config, {"checkpointing": "on" if need.checkpointing else "off"})
@@ -97,7 +103,7 @@ def make(config: TrainConfig, pilot: bool = False, say: model.Say = print) -> Ru
         cost = _rough(config, shapes, work, preparing)
     elif need.fits:
         say("Measuring a few steps")
-        cost = _measured(config, source, prepared, work, tokenizer.pad_token_id or 0, preparing)
+        cost = _measured(config, source, tokenizer, prepared, work, preparing)
     else:
         raise ValueError(f"The pilot was not started. {need.sentence}")
     return RunPlan(datareport.report(config, tokenizer, limit), need, cost)
@@ -109,9 +115,15 @@ def work_of(config: TrainConfig, prepared: "Prepared") -> Work:
     micro_batches = len(_batches(config, prepared))
     steps = training.steps or max(1, round((training.epochs or 1) * micro_batches / training.accumulation))
     a_batch = sum(len(e.ids) for e in prepared.train) / micro_batches
-    looks = 1 + -(-steps // training.validate_every_steps)
     validation = sum(len(e.ids) for e in prepared.validation)
-    return Work(steps, steps * training.accumulation * a_batch, validation, looks if validation else 0)
+    return Work(
+        steps=steps,
+        train_tokens=steps * training.accumulation * a_batch,
+        validation_tokens=validation,
+        looks=1 + -(-steps // training.validate_every_steps) if validation else 0,
+        samples=1 + steps // training.sample_every_steps if validation and training.sample_every_steps else 0,
+        saves=-(-steps // training.save_every_steps),
+    )
 
 
 def _batches(config: TrainConfig, prepared: "Prepared") -> Any:
@@ -122,36 +134,27 @@ def _batches(config: TrainConfig, prepared: "Prepared") -> Any:
 
 
 def _measured(
-    config: TrainConfig, source: model.Source, prepared: "Prepared", work: Work, pad_id: int, preparing: float
+    config: TrainConfig, source: model.Source, tokenizer: Any, prepared: "Prepared", work: Work, preparing: float
 ) -> Time:
-    """Load the base, compute two micro-batches of this run after one to warm up, and extrapolate by tokens."""
-    from functools import partial
+    """Load the base, take the first steps of this run, and extrapolate by tokens."""
+    from finetune.rehearsal import rehearse
+    from finetune.train import loaded
 
-    from finetune import pilot
-    from finetune.base import add_lora, compute_dtype, load_base
-    from finetune.loss import headless
-    from finetune.packing import collate_packed, collate_padded
-
-    packed = config.training.batching == "packed"
     started = time.perf_counter()
-    base = load_base(source, trainable=True, packed=packed)
-    adapted = add_lora(base, config.lora)
-    loading = time.perf_counter() - started
-    if config.training.checkpointing == "on":
-        adapted.gradient_checkpointing_enable({"use_reentrant": False})
-    collate = collate_packed if packed else partial(collate_padded, pad_id=pad_id)
-    with headless(base) as head:
-        speed = pilot.measure(adapted, head, _batches(config, prepared), compute_dtype(), collate)
-    training = work.train_tokens / speed.train
+    with loaded(config, source, tokenizer) as ready:
+        preparing += time.perf_counter() - started
+        pace = rehearse(config, ready, prepared)
+    training = work.train_tokens / pace.train
     return _within_limit(
         config,
         Time(
             method="pilot",
             steps=work.steps,
             seconds_per_step=training / work.steps,
-            preparing_seconds=preparing + loading,
-            training_seconds=training,
-            validation_seconds=work.looks * work.validation_tokens / speed.validation,
+            preparing_seconds=preparing,
+            training_seconds=training + pace.warm_up,
+            validation_seconds=work.looks * work.validation_tokens / pace.validation,
+            other_seconds=work.saves * pace.save + work.samples * pace.sample,
         ),
     )
 
@@ -170,7 +173,7 @@ def _rough(config: TrainConfig, shapes: Shapes, work: Work, preparing: float) ->
     rate = matrix_rate(compute_dtype())
     training = work.train_tokens * operations / rate
     validation = work.looks * work.validation_tokens * 2 * weights / rate
-    cost = Time("matrix rate", work.steps, training / work.steps, preparing, training, validation)
+    cost = Time("matrix rate", work.steps, training / work.steps, preparing, training, validation, 0.0)
     return _within_limit(config, cost)
 
 
@@ -181,7 +184,7 @@ def _within_limit(config: TrainConfig, cost: Time) -> Time:
         return cost
     left = max(0.0, 60 * minutes - cost.preparing_seconds)
     steps = max(1, round(left / cost.seconds_per_step))
-    return Time("limit", steps, cost.seconds_per_step, 60 * minutes - left, left, 0.0)
+    return Time("limit", steps, cost.seconds_per_step, 60 * minutes - left, left, 0.0, 0.0)
 
 
 def text(plan: RunPlan) -> str:
@@ -204,7 +207,8 @@ def _time_line(cost: Time) -> str:
     per_step = f"{cost.steps} steps of {cost.seconds_per_step:.2f} s"
     if cost.method == "pilot":
         rest = (
-            f"{duration(cost.validation_seconds)} for the validation loss, {duration(cost.preparing_seconds)} to start"
+            f"{duration(cost.validation_seconds)} for the validation loss, {duration(cost.other_seconds)} for "
+            f"checkpoints and sample answers, {duration(cost.preparing_seconds)} to start"
         )
         return f"Time, measured on this run's own batches: {duration(cost.seconds)} ({per_step}, {rest})."
     if cost.method == "limit":

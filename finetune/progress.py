@@ -4,6 +4,7 @@ import math
 import sys
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -108,6 +109,16 @@ class Progress(TrainerCallback):
         """What came since the last step (validation, sample answers) is no part of the training speed."""
         self._marks.clear()
         self._marks.append((time.perf_counter(), step, self.tokens))
+
+
+class AfterFirstStep(TrainerCallback):
+    """Calls `then` once a step is done: the run has taken its memory by then."""
+
+    def __init__(self, then: Callable[[], None]) -> None:
+        self.then = then
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.then()
 
 
 def _number(value: float) -> float | None:

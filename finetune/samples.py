@@ -61,10 +61,14 @@ def choose(examples: Sequence[Example]) -> list[Example]:
     return [*different, *(example for example in short if example not in different)][:PROMPTS]
 
 
-def attach(trainer: PackTrainer, head: nn.Module, template: Template, examples: Sequence[Example]) -> None:
+def attach(trainer: PackTrainer, head: nn.Module, template: Template, examples: Sequence[Example]) -> "Samples | None":
     """Have a run write its looks, where its config asks for them; under FSDP no process has the whole model."""
-    if trainer.training.sample_every_steps and choose(examples) and trainer.args.should_save and not under_fsdp():
-        trainer.add_callback(Samples(trainer, head, template, examples))
+    asked = trainer.training.sample_every_steps and choose(examples)
+    if not asked or not trainer.args.should_save or under_fsdp():
+        return None
+    attached = Samples(trainer, head, template, examples)
+    trainer.add_callback(attached)
+    return attached
 
 
 class Samples(TrainerCallback):
@@ -93,13 +97,13 @@ class Samples(TrainerCallback):
             self._base = [answer.base for answer in kept[0].answers]
         else:
             with self.adapted.disable_adapter():
-                self._base = self._answers()
+                self._base = self.answers()
             self._write(Look(0, self._shown(self._base)))
         self.progress.restart_clock(state.global_step)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.global_step % self.every == 0:
-            self._write(Look(state.global_step, self._shown(self._answers())))
+            self._write(Look(state.global_step, self._shown(self.answers())))
             self.progress.restart_clock(state.global_step)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -118,7 +122,7 @@ class Samples(TrainerCallback):
         ]
 
     @torch.no_grad()
-    def _answers(self) -> list[str]:
+    def answers(self) -> list[str]:
         """Greedy answers to the prompts in one batch, padded on the left, by the adapter as it is (on or off)."""
         model, tokenizer = self.adapted, self.template.tokenizer
         prompts = [example.ids[: example.prompt_length] for example in self.examples]

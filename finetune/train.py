@@ -4,7 +4,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import set_seed
 
-from finetune import data, datareport, model, pilot, samples
+from finetune import data, datareport, model, pilot, room, samples
 from finetune.base import (
     add_lora,
     compute_dtype,
@@ -27,12 +27,24 @@ from finetune.config import TrainConfig, from_mapping
 from finetune.launch import is_main, processes
 from finetune.loss import headless
 from finetune.packing import Batch, group, pack
-from finetune.progress import Diverged, Progress
+from finetune.progress import AfterFirstStep, Diverged, Progress
 from finetune.prompt import template
 from finetune.run import Reporter, Run
 from finetune.settled import with_checkpointing_settled, with_compiling_settled
 from finetune.trainer import Data, PackTrainer, arguments, save_adapter
 from finetune.whole import finish_folder, is_whole, write_atomically
+
+
+class Loaded(NamedTuple):
+    """The model of a run, with its adapter on."""
+
+    source: model.Source
+    tokenizer: Any
+    adapted: Any
+    head: Tensor | None
+    """The output head's weight, which is taken off for the chunked loss; None under FSDP, which shards it."""
+    own_head: Any
+    """The head itself."""
 
 
 class Prepared(NamedTuple):
@@ -52,24 +64,27 @@ def train(run: Run, reporter: Reporter) -> None:
     """
     config = from_mapping(run.config()["config"])
     started = reporter.started_at
-    source = model.fetch(config.model, config.revision, lambda text: reporter.status(message=text))
+
+    def say(text: str) -> None:
+        reporter.status(message=text)
+
+    source = model.fetch(config.model, config.revision, say)
     tokenizer = load_tokenizer(source)
-    reporter.status(message="reading rows")
+    say("reading rows")
     prepared = prepare(config, tokenizer, context_limit(source))
-    config = with_checkpointing_settled(config, source)
-    reporter.status(message="loading the base in 4 bits")
-    base = load_base(source, trainable=True, packed=config.training.batching == "packed")
-    set_seed(config.seed)
-    adapted = add_lora(base, config.lora)
-    own_head = base.get_output_embeddings()
-    with _head(base) as head:
+    with ExitStack() as held:
+        taken = held.enter_context(room.claimed(lambda: room.fits(config, source), run.stop_requested, say))
+        config = with_checkpointing_settled(config, source)
+        say("loading the base in 4 bits")
+        ready = held.enter_context(loaded(config, source, tokenizer))
         if config.training.minutes is not None:
-            reporter.status(message="a short pilot: what fits into the time?")
-            config, prepared = _fit_to_time(run, config, adapted, head, prepared, tokenizer, source, started)
+            say("a short pilot: what fits into the time?")
+            config, prepared = _fit_to_time(run, config, ready, prepared, started)
         if is_main():
-            _write_facts(run, config, prepared, source, adapted)
-        trainer = make_trainer(run, config, adapted, head, prepared, tokenizer, reporter, started)
-        samples.attach(trainer, own_head, template(tokenizer, config.encoding.template), prepared.validation)
+            _write_facts(run, config, prepared, ready)
+        trainer = make_trainer(run, config, ready, prepared, reporter, started)
+        attach_samples(trainer, config, ready, prepared)
+        trainer.add_callback(AfterFirstStep(taken))
         try:
             _loop(run, trainer, reporter)
         except Diverged as error:
@@ -106,15 +121,19 @@ def prepare(config: TrainConfig, tokenizer: Any, limit: int) -> Prepared:
     return Prepared(train.examples, validation, facts, report)
 
 
+@contextmanager
+def loaded(config: TrainConfig, source: model.Source, tokenizer: Any) -> Iterator[Loaded]:
+    """The base in 4 bits with a fresh adapter, ready to train; within it the base is without its head."""
+    base = load_base(source, trainable=True, packed=config.training.batching == "packed")
+    set_seed(config.seed)
+    adapted = add_lora(base, config.lora)
+    own_head = base.get_output_embeddings()
+    with nullcontext() if under_fsdp() else headless(base) as head:
+        yield Loaded(source, tokenizer, adapted, head, own_head)
+
+
 def make_trainer(
-    run: Run,
-    config: TrainConfig,
-    adapted: Any,
-    head: Tensor | None,
-    prepared: Prepared,
-    tokenizer: Any,
-    reporter: Reporter,
-    started: float,
+    run: Run, config: TrainConfig, ready: Loaded, prepared: Prepared, reporter: Reporter, started: float
 ) -> PackTrainer:
     """The trainer over this run's batches, with its number of steps settled."""
     training = config.training
@@ -123,16 +142,24 @@ def make_trainer(
     validation = make(prepared.validation, training.tokens_per_batch)
     steps = training.steps or max(1, round((training.epochs or 1) * len(batches) / training.accumulation))
     deadline = started + 60 * training.minutes if training.minutes is not None else None
-    progress = Progress(reporter, steps, deadline, _peak(config, adapted))
+    progress = Progress(reporter, steps, deadline, _peak(config, ready.adapted))
     if training.accumulation % processes():
         raise ValueError(
             f"accumulation must be a multiple of the {processes()} processes, to keep the effective batch."
         )
-    training = with_compiling_settled(training, adapted, steps * training.accumulation)
+    training = with_compiling_settled(training, ready.adapted, steps * training.accumulation)
     reporter.status(compiled=training.compile == "on")
     args = arguments(training, steps, run.path, config.seed)
-    pad_id = tokenizer.pad_token_id or 0
-    return PackTrainer(adapted, head, Data(batches, validation), args, training, pad_id, progress, run.path)
+    pad_id = ready.tokenizer.pad_token_id or 0
+    return PackTrainer(ready.adapted, ready.head, Data(batches, validation), args, training, pad_id, progress, run.path)
+
+
+def attach_samples(
+    trainer: PackTrainer, config: TrainConfig, ready: Loaded, prepared: Prepared
+) -> samples.Samples | None:
+    """Have a run write sample answers, where its config asks for them."""
+    chosen = template(ready.tokenizer, config.encoding.template)
+    return samples.attach(trainer, ready.own_head, chosen, prepared.validation)
 
 
 def _loop(run: Run, trainer: PackTrainer, reporter: Reporter) -> None:
@@ -182,35 +209,30 @@ def _keep_last_good(run: Run) -> str:
 
 
 def _fit_to_time(
-    run: Run,
-    config: TrainConfig,
-    adapted: Any,
-    head: Tensor | None,
-    prepared: Prepared,
-    tokenizer: Any,
-    source: model.Source,
-    started: float,
+    run: Run, config: TrainConfig, ready: Loaded, prepared: Prepared, started: float
 ) -> tuple[TrainConfig, Prepared]:
     """The config that fits its minutes; what a pilot chose before is kept when a run is resumed."""
     if "chosen" in run.facts():
         config = from_mapping(run.facts()["chosen"])
     else:
-        assert head is not None and config.training.minutes is not None
+        assert ready.head is not None and config.training.minutes is not None
         deadline = started + 60 * config.training.minutes
         validation_tokens = sum(len(e.ids) for e in prepared.validation)
-        config = pilot.fit_to_time(config, adapted, head, prepared.train, validation_tokens, deadline, compute_dtype())
-    return config, prepare(config, tokenizer, context_limit(source))
+        config = pilot.fit_to_time(
+            config, ready.adapted, ready.head, prepared.train, validation_tokens, deadline, compute_dtype()
+        )
+    return config, prepare(config, ready.tokenizer, context_limit(ready.source))
 
 
-def _write_facts(run: Run, config: TrainConfig, prepared: Prepared, source: model.Source, adapted: Any) -> None:
+def _write_facts(run: Run, config: TrainConfig, prepared: Prepared, ready: Loaded) -> None:
     found = {
-        "model": source.origin,
-        "model_sha256": source.sha256,
+        "model": ready.source.origin,
+        "model_sha256": ready.source.sha256,
         "dtype": str(compute_dtype()).removeprefix("torch."),
         "chosen": config.model_dump(),
         "processes": processes(),
     }
-    facts = prepared.facts | found | parameter_report(adapted)
+    facts = prepared.facts | found | parameter_report(ready.adapted)
     write_atomically(run.path / "data.json", prepared.report().model_dump_json(indent=2) + "\n")
     write_atomically(run.path / "facts.json", json.dumps(facts, indent=2) + "\n")
 
@@ -221,13 +243,3 @@ def _peak(config: TrainConfig, adapted: Any) -> float | None:
         return None
     operations = 6 if config.training.checkpointing == "on" else 4
     return pilot.matrix_rate(compute_dtype()) / (operations * parameter_report(adapted)["total_parameters"])
-
-
-@contextmanager
-def _head(base: Any) -> Iterator[Tensor | None]:
-    """The output head for the chunked loss; None under FSDP, which shards it."""
-    if under_fsdp():
-        yield None
-    else:
-        with headless(base) as head:
-            yield head

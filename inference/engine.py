@@ -10,9 +10,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-from finetune import model
+from finetune import memory, model, room
 from finetune.base import load_base, load_tokenizer
-from finetune.config import TrainConfig
 from finetune.prompt import Template, Turn, template, token_texts
 from inference import apart
 from inference.captured import Captures
@@ -21,7 +20,7 @@ from inference.decode import Answer, decode
 from inference.lens import Lens, Score, answer_ids, cross, look
 from inference.lora import Adapter, Placed, load_adapter
 from inference.prefix import Prefix
-from inference.room import fits_beside, refuse_without_room
+from inference.room import Tenant, refuse_without_room, wait_for_claims
 from inference.sampling import Sampling
 from inference.watching import Shared, watch
 from inference.watching import Update as Update
@@ -32,7 +31,6 @@ T = TypeVar("T")
 class Loaded(NamedTuple):
     """A base in memory, with its tokenizer."""
 
-    asked: Subject
     source: model.Source
     base: Any
     tokenizer: Any
@@ -45,6 +43,7 @@ class Engine:
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
         self._line: list[Future[Any]] = []  # what works and what waits, in turn
         self._loaded: Loaded | None = None
+        self._tenant: Tenant | None = None  # on a GPU, which is shared with runs
         self._adapters: dict[Path, tuple[int, Adapter]] = {}
         self.prefix = Prefix()
         self.captures = Captures()
@@ -138,19 +137,6 @@ class Engine:
         """Give the memory back once the answers that wait are done; the next call loads again, and says so."""
         return self._submit(self.unload_now)
 
-    def make_room(self, config: TrainConfig) -> bool:
-        """For a run that is about to start: `release`, unless it fits beside the chat. Returns whether it did.
-
-        On a CPU both stay in memory. To a run of another base than the chat's, a GPU is always left whole.
-        """
-        loaded = self._loaded
-        if loaded is None or loaded.base.device.type != "cuda":
-            return False
-        if config.model == loaded.asked.model and fits_beside(config, loaded.source):
-            return False
-        self.release()
-        return True
-
     def unload_now(self) -> None:
         """Give the memory back. Only on the worker, or before it has work."""
         self._loaded = None
@@ -159,6 +145,9 @@ class Engine:
         self.captures.drop()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+        if self._tenant:
+            self._tenant.leave()
+            self._tenant = None
 
     def _submit(self, work: Callable[[], T]) -> "Future[T]":
         future = self._worker.submit(work)
@@ -195,11 +184,13 @@ class Engine:
         source = model.fetch(asked.model, asked.revision, say)
         if asked.sha256 not in (None, source.sha256):
             raise ValueError(f"The adapter was trained on other weights than {source.origin}: load those.")
-        if self._loaded is None or self._loaded.source != source:
+        if self._loaded is None or self._loaded.source != source or (self._tenant and room.chat_is_to_leave()):
             self.unload_now()
+            wait_for_claims(say)
             refuse_without_room(source)
             say(f"Loading {asked.model} in 4 bits")
-            self._loaded = Loaded(asked, source, load_base(source), load_tokenizer(source))
+            self._loaded = Loaded(source, load_base(source), load_tokenizer(source))
+            self._tenant = Tenant(self.release) if memory.device().kind == "cuda" else None
         return self._loaded.base, template(self._loaded.tokenizer, asked.template)
 
     def _adapter(self, folder: Path) -> Adapter:

@@ -1,17 +1,41 @@
-"""Room on the device, which the chat shares with runs: what fits beside what."""
+"""The chat's side of a shared GPU: it leaves to a job that needs its memory, and comes back where there is room."""
 
-from finetune import memory
+import threading
+from collections.abc import Callable
+
+from finetune import memory, room
 from finetune.base import compute_dtype
-from finetune.config import TrainConfig
 from finetune.footprint import base_bytes
-from finetune.model import Source
+from finetune.model import Say, Source
 from finetune.shapes import read_shapes
 
 
-def fits_beside(config: TrainConfig, source: Source) -> bool:
-    """Whether a run of that base fits into what is free now, and is not made slower for it by checkpointing."""
-    plan = memory.plan(config, read_shapes(source), compute_dtype(), memory.device())
-    return plan.fits and (config.training.checkpointing != "auto" or not plan.checkpointing)
+class Tenant:
+    """A base on the GPU: until `leave` is called the jobs know of it, and what they ask for is passed on."""
+
+    def __init__(self, asked_to_leave: Callable[[], object]) -> None:
+        """`asked_to_leave` is called on a thread of its own, once."""
+        self._file = room.stay()
+        self._gone = threading.Event()
+        threading.Thread(target=self._watch, args=(asked_to_leave,), name="tenant", daemon=True).start()
+
+    def leave(self) -> None:
+        """The base is gone."""
+        self._gone.set()
+        self._file.close()
+
+    def _watch(self, asked_to_leave: Callable[[], object]) -> None:
+        while not self._gone.wait(room.POLL_SECONDS):
+            if room.chat_is_to_leave():
+                asked_to_leave()
+                return
+
+
+def wait_for_claims(say: Say) -> None:
+    """Wait until a job whose turn it is has taken its memory."""
+    if memory.device().kind == "cuda" and room.being_claimed():
+        say("A job is taking its part of the GPU's memory: your prompt waits.")
+        room.wait_while(room.being_claimed)
 
 
 def refuse_without_room(source: Source) -> None:

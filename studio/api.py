@@ -22,7 +22,7 @@ def build(engine: Engine, limits: Limits) -> None:
     """Add the endpoints to the page that is being built."""
     shared: dict[str, Any] = {"concurrency_id": "api", "concurrency_limit": MOST_AT_ONCE}
     gr.api(comparer(engine, limits), api_name="compare", **shared)
-    gr.api(starter(engine, limits), api_name="start", **shared)
+    gr.api(starter(limits), api_name="start", **shared)
     gr.api(evaluator(limits), api_name="evaluate", **shared)
     for function in (stop, status, report, runs):
         gr.api(function, api_name=function.__name__, **shared)

@@ -14,13 +14,12 @@ from finetune.job import start_training
 from finetune.model import ALIASES, is_local
 from finetune.readers import HUB_ID
 from finetune.run import Job, Run, find_run, list_runs
-from inference.engine import Engine
 from studio.limits import Limits, person
 
 Result = TypeVar("Result")
 
 
-def starter(engine: Engine, limits: Limits) -> Callable[..., Any]:
+def starter(limits: Limits) -> Callable[..., Any]:
     """The endpoint; on a GPU the chat's model makes room for the run."""
 
     def start(
@@ -46,7 +45,6 @@ def starter(engine: Engine, limits: Limits) -> Callable[..., Any]:
 
         config = _said(lambda: _config(preset, model, rows, steps, data))
         run = _said(lambda: limits.start(person(request).runs, lambda: start_training(config, preset)))
-        engine.make_room(config)
         return run.id
 
     return start

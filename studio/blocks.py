@@ -28,7 +28,7 @@ def build(engine: Engine) -> gr.Blocks:
             with gr.Tab("Compare", id="compare"):
                 comparing = compare.build(page, engine, limits)
             with gr.Tab("Fine-tune", id="train"):
-                training = train.build(page, engine, limits)
+                training = train.build(page, limits)
             with gr.Tab("Evaluate", id="evaluate") as evaluate_tab:
                 evaluating = evaluate.build(page, limits)
                 votes.build(evaluate_tab, evaluating.votes, store)

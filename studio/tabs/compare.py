@@ -67,7 +67,7 @@ class _Tab:
         self.conversation = gr.State(Conversation(id=""))  # every page starts from this value: see _own
         with gr.Column(elem_id="compare"):
             self.heads = Heads()
-            self.first = First(engine, limits)
+            self.first = First(limits)
             self.past = gr.HTML(elem_id="past", elem_classes="chat")
             self.live = gr.HTML(view.live(Conversation()), elem_id="live", elem_classes="chat")
             self.under = gr.Column(elem_id="compare-under")

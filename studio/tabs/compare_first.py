@@ -7,7 +7,6 @@ import gradio as gr
 from finetune.config import preset
 from finetune.job import start_training
 from finetune.run import ENDED, list_runs
-from inference.engine import Engine
 from studio import view
 from studio.limits import Limits, person
 from studio.tabs.compare_columns import HIDDEN
@@ -21,8 +20,8 @@ TO_FINE_TUNE = (
 class First:
     """The card, shown while no run has an adapter; its timer ticks only then."""
 
-    def __init__(self, engine: Engine, limits: Limits) -> None:
-        self.engine, self.limits = engine, limits
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
         config = preset(PRESET)
         with gr.Column(elem_id="first", visible=False) as self.card:
             gr.Markdown(
@@ -57,7 +56,6 @@ class First:
             if not any(run.status()["state"] not in ENDED for run in list_runs()):
                 config = preset(PRESET)
                 self.limits.start(person(request).runs, lambda: start_training(config, PRESET))
-                self.engine.make_room(config)
         except ValueError as error:
             raise gr.Error(str(error), duration=None) from error
         return self.show()

@@ -6,7 +6,6 @@ import gradio as gr
 
 from finetune.config import TrainConfig
 from finetune.job import start_training
-from inference.engine import Engine
 from studio.form import about_file, checked_config, offer_runs
 from studio.limits import Limits, person
 from studio.tabs import train_check, train_data, train_form, train_watch
@@ -23,7 +22,7 @@ class Train(NamedTuple):
     run: gr.Dropdown
 
 
-def build(page: gr.Blocks, engine: Engine, limits: Limits) -> Train:
+def build(page: gr.Blocks, limits: Limits) -> Train:
     """Wire the tab."""
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
@@ -31,7 +30,7 @@ def build(page: gr.Blocks, engine: Engine, limits: Limits) -> Train:
             own = train_data.build()
         with gr.Column(scale=5, min_width=300):
             plan = train_check.build()
-            watch = train_watch.build(page, engine)
+            watch = train_watch.build(page)
 
     inputs = [*own.inputs(), *form.inputs()]
     config_of = _reader(form, len(own.inputs()))
@@ -49,7 +48,6 @@ def build(page: gr.Blocks, engine: Engine, limits: Limits) -> Train:
             run = limits.start(person(request).runs, lambda: start_training(config, label))
         except ValueError as error:
             raise gr.Error(about_file(error, given[0]), duration=None) from error
-        train_watch.make_room(engine, config)
         return offer_runs(run.id), gr.update(open=False)
 
     hidden: dict[str, Any] = {"api_visibility": "private"}

@@ -1,15 +1,12 @@
 """Fine-tune, a run as it goes: read from its folder once a second while the tab is shown, and only what is new sent."""
 
-from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import gradio as gr
 
-from finetune.config import TrainConfig, from_mapping
 from finetune.job import resume_training
 from finetune.run import ENDED, Run, find_run, list_runs
 from finetune.samples import read_samples
-from inference.engine import Engine
 from studio import view
 from studio.form import offer_choices, offer_runs
 from studio.views import train as train_view
@@ -34,7 +31,7 @@ class Watch(NamedTuple):
     merge_now: gr.Button
 
 
-def build(page: gr.Blocks, engine: Engine) -> Watch:
+def build(page: gr.Blocks) -> Watch:
     """Wire it; the run that was chosen last in this browser is shown, else the newest."""
     remembered = gr.Textbox(visible=False)
     with gr.Row(equal_height=False):
@@ -80,7 +77,7 @@ def build(page: gr.Blocks, engine: Engine) -> Watch:
     run.focus(offer_choices, None, run, **hidden)
     page.load(offer_runs, remembered, run, js=RECALL, **hidden)
     stop.click(_stop, run, None, **hidden)
-    resume.click(partial(_resume, engine), run, None, **hidden)
+    resume.click(_resume, run, None, **hidden)
     return Watch(run, compare_now, evaluate_now, merge_now)
 
 
@@ -105,19 +102,12 @@ def _stop(run_id: str | None) -> None:
         gr.Info("It stops at its next step and keeps its adapter.")
 
 
-def make_room(engine: Engine, config: TrainConfig) -> None:
-    """Have the chat leave the GPU to a run that would not fit beside it, and say so."""
-    if engine.make_room(config):
-        gr.Info("The chat's model has left the GPU to the run. It is loaded again with your next prompt.")
-
-
-def _resume(engine: Engine, run_id: str | None) -> None:
+def _resume(run_id: str | None) -> None:
     """Go on with a run that was stopped, failed or died."""
     if run_id:
         run = _found(run_id)
         try:
             resume_training(run)
-            make_room(engine, from_mapping(run.config()["config"]))
         except ValueError as error:
             raise gr.Error(str(error), duration=None) from error
         gr.Info("It goes on from its last checkpoint.")

@@ -32,10 +32,9 @@ def test_a_pilot_measures_the_run(flags: list[str], capsys: pytest.CaptureFixtur
     assert set(made) == {"data", "memory", "time"}
     time = made["time"]
     assert time["method"] == "pilot" and time["steps"] == 4
-    assert time["seconds"] == pytest.approx(
-        time["preparing_seconds"] + time["training_seconds"] + time["validation_seconds"]
-    )
-    assert time["training_seconds"] == pytest.approx(4 * time["seconds_per_step"])
+    parts = [time[f"{part}_seconds"] for part in ("preparing", "training", "validation", "other")]
+    assert time["seconds"] == pytest.approx(sum(parts)) and min(parts) > 0
+    assert time["training_seconds"] >= 4 * time["seconds_per_step"]
     assert made["memory"]["fits"] is True and made["memory"]["checkpointing"] is False
 
 

@@ -1,7 +1,11 @@
 """The device is shared: a run that fits beside the chat leaves it alone, one that does not gets its memory."""
 
 import re
+import subprocess
+import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +13,7 @@ import pytest
 import torch
 from conftest import tiny_run_settings, wait_for
 
-from finetune import memory
+from finetune import memory, model, room
 from finetune.base import compute_dtype
 from finetune.config import TrainConfig, with_settings
 from finetune.job import start_training
@@ -19,7 +23,7 @@ from finetune.run import ENDED
 from finetune.shapes import read_shapes
 from inference.columns import BASE, resolve
 from inference.engine import Engine
-from inference.room import fits_beside, refuse_without_room
+from inference.room import refuse_without_room
 from inference.sampling import Sampling
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -39,22 +43,22 @@ def say(engine: Engine, model: Path, *columns: Any) -> list[str]:
 def test_a_run_fits_beside_the_chat_or_not(tiny_source: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     config = TrainConfig()
     free(monkeypatch, 8 * GIB)
-    assert fits_beside(config, tiny_source)
+    assert room.fits(config, tiny_source)
     need = memory.plan(config, read_shapes(tiny_source), compute_dtype(), memory.device()).need.total
     free(monkeypatch, need)  # a tenth is to stay free
-    assert not fits_beside(config, tiny_source)
+    assert not room.fits(config, tiny_source)
     free(monkeypatch, int(need / 0.89))
-    assert fits_beside(config, tiny_source)
+    assert room.fits(config, tiny_source)
     # What would fit only if it computed its activations twice is rather given the chat's memory.
     auto = with_settings(config, {"checkpointing": "auto"})
-    assert fits_beside(auto, tiny_source)
+    assert room.fits(auto, tiny_source)
     free(monkeypatch, int(need / 0.95))
     assert memory.plan(auto, read_shapes(tiny_source), compute_dtype(), memory.device()).fits
-    assert not fits_beside(auto, tiny_source)
+    assert not room.fits(auto, tiny_source)
 
 
 def test_a_base_larger_than_what_is_free_is_refused_in_a_sentence(
-    tiny_source: Any, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_source: Any, tiny_model: Path, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refuse_without_room(tiny_source)
     free(monkeypatch, 2**16)
@@ -65,29 +69,105 @@ def test_a_base_larger_than_what_is_free_is_refused_in_a_sentence(
     assert say(engine, tiny_model)[0]  # and then it is loaded
 
 
-def test_on_a_cpu_both_stay(tiny_model: Path) -> None:
+def test_on_a_cpu_both_stay(tiny_model: Path, runs: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     engine = Engine()
     say(engine, tiny_model)
-    assert not engine.make_room(TrainConfig(model=str(tiny_model))) and engine._loaded is not None
+    with room.claimed(lambda: False, lambda: False, print):
+        assert not room.chat_is_there() and engine._loaded is not None
+
+
+@pytest.fixture
+def shared(monkeypatch: pytest.MonkeyPatch, runs: Path) -> None:
+    """As on a GPU: chat and runs share its memory."""
+    if not torch.cuda.is_available():
+        free(monkeypatch, 24 * GIB)
+
+
+def test_a_run_that_fits_leaves_the_chat_where_it_is(tiny_model: Path, shared: None) -> None:
+    engine = Engine()
+    say(engine, tiny_model)
+    said: list[str] = []
+    with room.claimed(lambda: True, lambda: False, said.append):
+        time.sleep(3 * room.POLL_SECONDS)
+        assert room.chat_is_there() and engine._loaded is not None and not said
+    engine.release().result()
+    assert not room.chat_is_there()
+
+
+def test_a_run_that_does_not_fit_gets_the_chats_memory_at_its_turn(tiny_model: Path, shared: None) -> None:
+    """And a prompt that comes before it has taken it waits, instead of taking it back."""
+    engine, said = Engine(), list[str]()
+    first = say(engine, tiny_model)
+    with room.claimed(lambda: False, lambda: False, said.append) as taken:
+        assert engine._loaded is None and said == ["waiting for the chat to leave the GPU"]
+        with ThreadPoolExecutor() as pool:
+            asked = pool.submit(say, engine, tiny_model)
+            time.sleep(4 * room.POLL_SECONDS)
+            assert not asked.done() and engine._loaded is None
+            taken()
+            assert asked.result(60) == first
+    assert room.chat_is_there()
+    engine.release().result()
+    wait_for(lambda: not [t for t in threading.enumerate() if t.name == "tenant"], 5)
+
+
+def test_an_answer_is_not_cut_off_and_the_next_prompt_gives_way(tiny_model: Path, shared: None) -> None:
+    """Prompts that wait do not go first: the engine leaves between two answers."""
+    engine = Engine()
+    stream = engine.compare(
+        str(tiny_model), None, "chat", [BASE], [[Turn("Name a bird.")]], Sampling(temperature=0), 60
+    )
+    next(stream)
+    with ThreadPoolExecutor() as pool:
+
+        def claim() -> bool:
+            with room.claimed(lambda: False, lambda: False, lambda _: None):
+                return room.chat_is_there()
+
+        claims = pool.submit(claim)
+        wait_for(room.chat_is_to_leave, 10)
+        later = [pool.submit(say, engine, tiny_model) for _ in range(2)]
+        last = list(stream)[-1].answers[0]
+        assert last.stop
+        assert claims.result(60) is False
+        assert later[0].result(60) == later[1].result(60)
+    engine.release().result()
+
+
+def test_nobody_waits_for_a_chat_or_a_job_that_was_killed(tiny_source: Any, shared: None) -> None:
+    code = (
+        "import os, sys; from finetune import room; from finetune.job import try_lock; "
+        "chat = room.stay(); claim = room._open('.claim'); assert try_lock(claim); room._write(claim, room.LEAVE); "
+        "print('there', flush=True); sys.stdin.read()"
+    )
+    other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert other.stdout and other.stdout.readline() == "there\n"
+    assert room.chat_is_there() and room.chat_is_to_leave()
+    other.kill()
+    other.wait()
+    assert not room.chat_is_there() and not room.chat_is_to_leave() and not room.being_claimed()
+    with room.claimed(lambda: False, lambda: False, print):
+        assert room.being_claimed() and not room.chat_is_to_leave()
 
 
 @pytest.mark.gpu
 @gpu
-def test_on_a_gpu_the_memory_goes_to_a_run_that_needs_it(tiny_model: Path) -> None:
+def test_on_a_gpu_a_run_of_its_own_process_gets_the_memory(tiny_model: Path, runs: Path) -> None:
     engine = Engine()
     first = say(engine, tiny_model)
-    config = with_settings(TrainConfig(), {"model": str(tiny_model), "tokens_per_batch": 8192})
-    assert not engine.make_room(config) and engine._loaded is not None
-    assert engine.make_room(TrainConfig(model="mistral-7b"))  # not reckoned with: it gets all there is
-    wait_for(lambda: engine._loaded is None, 10)
-    say(engine, tiny_model)
-    ballast = torch.empty(torch.cuda.mem_get_info()[0] - 64 * 2**20, dtype=torch.uint8, device="cuda")
-    assert engine.make_room(config)
-    wait_for(lambda: engine._loaded is None, 10)
+    settings = tiny_run_settings(tiny_model) | {"tokens_per_batch": 8192, "steps": 2}
+    config = with_settings(TrainConfig(), settings)
+    need = memory.plan(config, read_shapes(model.fetch(str(tiny_model))), compute_dtype(), memory.device()).need.total
+    ballast = torch.empty(torch.cuda.mem_get_info()[0] - need, dtype=torch.uint8, device="cuda")
+    run = start_training(config, "test")
+    wait_for(lambda: engine._loaded is None or run.status()["state"] in ENDED, 120)
+    assert engine._loaded is None
     del ballast
     torch.cuda.empty_cache()
+    wait_for(lambda: run.status()["state"] in ENDED, 240)
+    assert run.status()["state"] == "finished", run.status()
     assert say(engine, tiny_model) == first
 
 
@@ -100,7 +180,6 @@ def test_chatting_with_a_run_while_it_trains(tiny_model: Path, runs: Path) -> No
     config = with_settings(TrainConfig(), settings)
     run = start_training(config, "test")
     try:
-        assert not engine.make_room(config)
         wait_for(lambda: len(run.checkpoints()) > 1 or run.status()["state"] in ENDED, 120)
         step = run.status()["step"]
         base, tuned = say(engine, tiny_model, *resolve(run, f"checkpoint-{run.checkpoints()[0][0]}"))
