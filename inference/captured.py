@@ -27,7 +27,7 @@ class Step:
         positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
         logits: Tensor = self.base(
             input_ids=ids,
-            attention_mask=mask,
+            attention_mask=None if mask.all() else mask,  # plain causal attention has faster kernels
             position_ids=positions,
             past_key_values=self.cache,
             use_cache=True,

@@ -108,9 +108,7 @@ def decode(
     ids, own = pad_left(rest, template.tokenizer.pad_token_id, device)
     known, mask = torch.cat([known, ids], dim=1), torch.cat([mask, own], dim=1)  # [rows, slots]
     with placed(base, adapters) as parts:
-        logits = Step(base, cache)(ids, mask)
-        step = captures.step(base, cache, mask, max_new_tokens, key, parts) if captures else Step(base, cache)
-        whole = True
+        logits, step, whole = Step(base, cache)(ids, mask), None, True
         try:
             while True:
                 tokens = sampler.next(logits)
@@ -123,13 +121,18 @@ def decode(
                 if all(row.stop for row in rows):
                     return
                 whole = False  # should the next step fail halfway, the cache is not to be trusted
+                if step is None:  # a capture takes its time, and the first tokens are not to wait for it
+                    step = (
+                        captures.step(base, cache, mask, max_new_tokens, key, parts) if captures else Step(base, cache)
+                    )
                 ids = tokens[:, None]
                 known, mask = torch.cat([known, ids], dim=1), torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
                 logits = step(ids, mask)
                 whole = True
         finally:
             if whole:
-                step.give_back()
+                if step:
+                    step.give_back()
                 prefix.keep(cache, known, mask, key)
 
 

@@ -5,8 +5,8 @@ the `with` block, whatever is raised in it.
 """
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from inference import few_rows
 
 PREFIX = "base_model.model."
 SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # siblings that are fed the same tensor
@@ -98,31 +100,67 @@ def _joined(downs: Sequence[Tensor]) -> Tensor:
 def placed(base: nn.Module, adapters: Sequence[Placed]) -> Iterator[object]:
     """Within it `base` answers with those adapters on its rows; yields what holds the tensors that they are made of.
 
+    On a GPU a few rows of one token each, as in decoding, take kernels of their own (few_rows.py); all else, hooks.
+
     Raises:
         ValueError: an adapter has layers that the base has not.
     """
     device = next(base.parameters()).device
+    parts = _parts(adapters, device)
+    with ExitStack() as held:
+        fast = few_rows.possible(base)
+        terms = _terms(adapters, device) if fast else {}
+        for name, those in parts.items():
+            try:
+                module = base.get_submodule(name)
+            except AttributeError as error:
+                raise ValueError(f"The adapter does not fit this base: it has no layer {name}.") from error
+            held.callback(module.register_forward_hook(_adding(those, but_a_few=fast)).remove)
+        if fast:
+            held.enter_context(few_rows.in_place(base, terms))
+        yield parts, terms
+
+
+def _parts(adapters: Sequence[Placed], device: torch.device) -> dict[str, list["_Part"]]:
+    """What the hooks add, by the layers' names."""
     parts: dict[str, list[_Part]] = {}
     for adapter, strengths in adapters:
         rows = _rows(strengths)
         if rows is None:
             continue
+        dtype = next(iter(adapter.values())).down.dtype
+        scale = torch.tensor(strengths[rows], device=device, dtype=dtype)[:, None, None]  # [rows, 1, 1]
         for names in _groups(adapter):
-            shared = _SharedDown([adapter[name] for name in names], rows, strengths[rows], device)
+            shared = _SharedDown([adapter[name] for name in names], rows, strengths[rows], scale)
             for index, name in enumerate(names):
                 parts.setdefault(name, []).append(_Part(shared, index, adapter[name]))
-    handles = []
-    try:
-        for name, terms in parts.items():
-            try:
-                module = base.get_submodule(name)
-            except AttributeError as error:
-                raise ValueError(f"The adapter does not fit this base: it has no layer {name}.") from error
-            handles.append(module.register_forward_hook(_adding(terms)))
-        yield parts
-    finally:
-        for handle in handles:
-            handle.remove()
+    return parts
+
+
+def _terms(adapters: Sequence[Placed], device: torch.device) -> dict[str, few_rows.Term]:
+    """What the kernels for a few rows add, by the layers' names: all adapters of a layer as one."""
+    groups: dict[str, dict[str, list[tuple[LowRank, list[float]]]]] = {}  # siblings → layer → its adapters
+    for adapter, strengths in adapters:
+        for names in _groups(adapter) if any(strengths) else ():
+            for name in names:
+                group = groups.setdefault(_input_of(name), {})
+                group.setdefault(name, []).append((adapter[name], strengths))
+    terms: dict[str, few_rows.Term] = {}
+    factors: dict[Hashable, Tensor] = {}
+    for layers in groups.values():
+        every = [pair for pairs in layers.values() for pair in pairs]
+        columns = tuple((len(lora.down), lora.scaling, tuple(strengths)) for lora, strengths in every)
+        if columns not in factors:  # the same for all layers of a kind
+            parts = [torch.tensor(each)[:, None].expand(-1, rank) * scaling for rank, scaling, each in columns]
+            factors[columns] = torch.cat(parts, 1).to(device)
+        low = few_rows.Low(_joined([lora.down for lora, _ in every]), factors[columns])
+        start = 0
+        for name, pairs in layers.items():
+            ups = [lora.up for lora, _ in pairs]
+            up = ups[0].contiguous() if len(ups) == 1 else torch.cat(ups, 1)  # [out, r…]
+            terms[name] = few_rows.Term(low, slice(start, start + up.shape[1]), up, is_last=name == list(layers)[-1])
+            start += up.shape[1]
+    return terms
 
 
 def _rows(strengths: Sequence[float]) -> slice | None:
@@ -136,23 +174,26 @@ def _rows(strengths: Sequence[float]) -> slice | None:
 
 def _groups(adapter: Adapter) -> list[list[str]]:
     """The adapter's layers, those that are fed the same tensor together, in the adapter's order."""
-    groups: dict[tuple[str, str, tuple[int, ...]], list[str]] = {}
+    groups: dict[tuple[str, tuple[int, ...]], list[str]] = {}
     for name, low_rank in adapter.items():
-        parent, _, leaf = name.rpartition(".")
-        kind = next((kinds[0] for kinds in SAME_INPUT if leaf in kinds), leaf)
-        groups.setdefault((parent, kind, tuple(low_rank.down.shape[1:])), []).append(name)
+        groups.setdefault((_input_of(name), tuple(low_rank.down.shape[1:])), []).append(name)
     return list(groups.values())
+
+
+def _input_of(name: str) -> str:
+    """Equal for layers that are fed the same tensor."""
+    parent, _, leaf = name.rpartition(".")
+    return f"{parent}.{next((kinds[0] for kinds in SAME_INPUT if leaf in kinds), leaf)}"
 
 
 class _SharedDown:
     """The down-projection of layers with the same input: computed at the first of them, kept until the last."""
 
-    def __init__(self, layers: Sequence[LowRank], rows: slice, strengths: list[float], device: torch.device) -> None:
+    def __init__(self, layers: Sequence[LowRank], rows: slice, strengths: list[float], scale: Tensor) -> None:
         self.down = _joined([layer.down for layer in layers]).T  # [in, r…]
         self.ranks = [layer.down.shape[0] for layer in layers]
         self.rows = rows
         self.strength = strengths[0] if len(set(strengths)) == 1 else 1.0  # else each row's, on the small product:
-        scale = torch.tensor(strengths, device=device, dtype=self.down.dtype)[:, None, None]  # [rows, 1, 1]
         self.scale = scale if len(set(strengths)) > 1 else None
         self.hidden: Tensor | None = None
         self.products: list[Tensor] = []
@@ -188,9 +229,13 @@ class _Part:
             mine += ((product @ self.up) * self.factor).to(mine.dtype)
 
 
-def _adding(parts: Sequence[_Part]) -> Any:
+def _adding(parts: Sequence[_Part], but_a_few: bool) -> Any:
+    """`but_a_few`: whether a few rows of one token have their sums from elsewhere."""
+
     def hook(_: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
         (hidden,) = args  # [batch, time, in]
+        if but_a_few and few_rows.takes(hidden):
+            return output
         for part in parts:
             part.add_to(output, hidden)
         return output
