@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.memory_cpu import architecture_of
 from evaluation.provenance import hardware, versions
-from finetune.base import load_base
+from finetune.base import device, load_base
 from finetune.model import Source
 
 RESULTS = Path(__file__).parent / "results" / "load_gpu.json"
@@ -73,7 +73,7 @@ def _shards(architecture: Any) -> Iterator[dict[str, torch.Tensor]]:
     shard: dict[str, torch.Tensor] = {}
     size = 0
     for name, parameter in model.named_parameters():
-        shard[name] = (torch.randn(parameter.shape, device="cuda", dtype=torch.bfloat16) * 0.02).cpu()
+        shard[name] = (torch.randn(parameter.shape, device=device(), dtype=torch.bfloat16) * 0.02).cpu()
         size += shard[name].nbytes
         if size > SHARD_BYTES:
             yield shard

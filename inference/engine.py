@@ -26,6 +26,10 @@ from inference.watching import Shared, watch
 from inference.watching import Update as Update
 
 T = TypeVar("T")
+NO_ROOM = (
+    "The GPU's memory did not suffice for this: shorten the prompt, take fewer columns, or wait until the run beside it"
+    " has ended."
+)
 
 
 class Loaded(NamedTuple):
@@ -150,7 +154,15 @@ class Engine:
             self._tenant = None
 
     def _submit(self, work: Callable[[], T]) -> "Future[T]":
-        future = self._worker.submit(work)
+        def guarded() -> T:
+            try:
+                return work()
+            except torch.OutOfMemoryError:
+                pass  # what it held is let go only once the error is
+            self.unload_now()
+            raise ValueError(NO_ROOM)
+
+        future = self._worker.submit(guarded)
         self._line.append(future)
         future.add_done_callback(self._line.remove)
         return future

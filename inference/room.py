@@ -41,6 +41,8 @@ def wait_for_claims(say: Say) -> None:
 def refuse_without_room(source: Source) -> None:
     """ValueError with what to do, where the base itself is larger than what is free: a run may have taken the rest."""
     need, device = base_bytes(read_shapes(source), compute_dtype().itemsize), memory.device()
+    if device.kind == "cuda":  # a CPU's memory is paged
+        need += room.SPARE_BYTES
     if need > device.free_bytes:
         where = "GPU memory" if device.kind == "cuda" else "memory"
         raise ValueError(

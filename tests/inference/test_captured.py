@@ -7,6 +7,8 @@ import pytest
 import torch
 from conftest import make_adapter
 
+from finetune.base import load_base, load_tokenizer
+from finetune.data import load_rows
 from finetune.prompt import Turn, template
 from inference.captured import SLOTS, Captures
 from inference.decode import decode
@@ -95,3 +97,17 @@ def test_on_a_gpu_it_is_a_graph(tiny_base: Any, tiny_tokenizer: Any) -> None:
     chosen, captures = template(tiny_tokenizer, "chat"), Captures()
     answers(tiny_base, chosen, [chosen.encode_prompt([Turn("Hi")])], [], captures=captures)
     assert captures._kept is not None and captures._kept.graph is not None
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_twenty_prompts_on_the_real_model(smollm2: Any, tmp_path: Path) -> None:
+    base, chosen = load_base(smollm2), template(load_tokenizer(smollm2))
+    placed = [Placed(load_adapter(make_adapter(smollm2, tmp_path / "adapter", seed=1), base), [0.0, 1.0])]
+    captures = Captures()
+    for row in load_rows(None).rows[:20]:
+        prompts = [chosen.encode_prompt([Turn(row.instruction, row.context)])] * 2
+        said = answers(base, chosen, prompts, placed, 32, captures=captures)
+        assert said == answers(base, chosen, prompts, placed, 32) and said[0] != said[1]
+    assert captures.count <= 4  # as caches grow, not for every prompt
