@@ -46,6 +46,7 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="a model of two layers, to try this out")
     parser.add_argument("--cards", type=float, nargs="*", default=[24, 12], help="their memory, GiB")
     parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--no-merge", action="store_true", help="leave the merge out")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
         os.environ["TANDEM_RUNS"] = str(Path(work) / "runs")
@@ -60,10 +61,18 @@ def main() -> None:
             runs.append(run)
             found[f"{card:g} GiB"] = seen
             _say(json.dumps({card: seen}))
+            _write(found, args.tiny)
+        if args.no_merge:
+            return
         found["merge"] = _merge(runs[0], folder)
+        _say(json.dumps(found["merge"]))
+        _write(found, args.tiny)
+
+
+def _write(found: dict[str, Any], tiny: bool) -> None:
+    """What was found so far: a later part may not come to its end."""
     result = {"hardware": hardware(), "versions": versions(("torch", "transformers", "bitsandbytes"))} | found
-    print(json.dumps(result, indent=2))
-    if not args.tiny:
+    if not tiny:
         RESULTS.write_text(json.dumps(result, indent=2) + "\n")
 
 

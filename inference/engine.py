@@ -3,6 +3,7 @@
 Two threads on one model would see each other's adapters; here only the worker ever touches it.
 """
 
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -147,6 +148,7 @@ class Engine:
         self._adapters.clear()
         self.prefix.drop()
         self.captures.drop()
+        gc.collect()  # a 4-bit weight and its layer know each other, so that they do not go with their last name
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         if self._tenant:

@@ -196,7 +196,7 @@ def test_a_full_disk_ends_as_failed_and_the_last_checkpoint_survives(tiny_model:
         {"lora_plus_ratio": 16.0},
         {"optimizer": "adamw_8bit"},
         {"optimizer": "paged_adamw_8bit"},
-        {"batching": "padded"},
+        {"batching": "padded", "steps": 12},
         {"checkpointing": "on"},
         {"checkpointing": "auto", "schedule": "cosine"},
         {"steps": None, "epochs": 0.5},
@@ -207,7 +207,7 @@ def test_a_full_disk_ends_as_failed_and_the_last_checkpoint_survives(tiny_model:
     ids=str,
 )
 def test_every_option_trains(tiny_model: Path, runs: Path, changed: dict[str, Any]) -> None:
-    run = in_process(tiny_model, **({"warmup_steps": 0} | changed))  # so that four steps show in a GPU's bf16
+    run = in_process(tiny_model, **changed)
     losses = [loss for _, name, loss in curve(run) if name == "validation_loss"]
     assert losses[-1] < losses[0] and run.has_adapter()
 
