@@ -305,6 +305,7 @@ def test_an_evaluation_with_a_judge_here(trained_run: Run, tiny_model: Path) -> 
     assert again.judge.preferences == report.judge.preferences
 
 
+@pytest.mark.long
 def test_a_killed_evaluation_asks_only_what_is_missing(serve: Any, trained_run: Run, runs: Path) -> None:
     gate = threading.Semaphore(7)
     open_ = threading.Event()

@@ -170,6 +170,7 @@ def test_a_dry_run_says_what_the_hub_would_get(merged: Run, capsys: pytest.Captu
         export.to_hub(merged, "../x", True, True, print)
 
 
+@pytest.mark.long
 def test_from_the_command_line(merged: Run, tmp_path: Path) -> None:
     assert runs_folder() == merged.path.parent
     done = tandem("finetune", "export", merged.id, "--as", "ollama", "--to", str(tmp_path / "ollama"))

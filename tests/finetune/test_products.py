@@ -44,6 +44,7 @@ def here(run: Run, order: Merge | Export) -> Job:
     return job
 
 
+@pytest.mark.long
 def test_a_killed_merge_leaves_the_merged_model_as_it_was(run: Run) -> None:
     done = here(run, Merge(onto="bf16", rows=4))
     assert done.status()["step"] == done.status()["max_steps"]

@@ -163,6 +163,7 @@ def test_an_adapter_of_another_model_does_not_fit(tiny_base: Any, tiny_adapter: 
     assert not any(module._forward_hooks for module in tiny_base.modules())
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_real_model_says_what_generate_says(smollm2: Any) -> None:
     from finetune.base import load_tokenizer
