@@ -43,8 +43,8 @@ def build(page: gr.Blocks, limits: Limits) -> Runs:
     used = gr.Markdown(elem_id="disk", elem_classes="figures")
     with gr.Row(elem_classes="act"):
         run = gr.Dropdown([], label="Run", elem_id="run", scale=3, min_width=240)
-        compare_now = gr.Button("Compare now", elem_id="compare-now", min_width=130, scale=0, interactive=False)
-        evaluate_now = gr.Button("Evaluate", elem_id="evaluate-now", min_width=130, scale=0, interactive=False)
+        compare_now = gr.Button("Compare now", elem_id="run-compare-now", min_width=130, scale=0, interactive=False)
+        evaluate_now = gr.Button("Evaluate", elem_id="run-evaluate-now", min_width=130, scale=0, interactive=False)
     with gr.Row():
         facts = gr.HTML(elem_id="run-facts", min_width=320)
         with gr.Column(min_width=320):

@@ -1,12 +1,13 @@
 """Safe by default: what is refused at the start, and who comes in where a login is demanded; on a real server."""
 
 import asyncio
+import base64
 import os
 import re
 import shutil
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ import pytest
 from browsing import shots
 from conftest import wait_for
 from gradio_client import Client
+from mcp import ClientSession
+from mcp.client.streamable_http import streamablehttp_client
 from playwright.sync_api import Page, expect
 
 import app as command
@@ -123,10 +126,11 @@ def guarded(furnished: dict[str, str], tmp_path_factory: pytest.TempPathFactory)
         for name, value in (furnished | environment).items():
             patch.setenv(name, value)
         patch.setattr(accounts, "COST_EXPONENT", 10)
-        access = settle(["--host", "0.0.0.0", "--port", free_port(), "--user", "ann"])
+        access = settle(["--host", "0.0.0.0", "--port", free_port(), "--user", "ann", "--mcp"])
         engine = Engine()
         opened = build(engine).queue()
         opened.launch(quiet=True, prevent_thread_lock=True, **access.launch(routes(engine)))
+        access.let_mcp_in(opened)
         opened.address = access.address()
         yield opened
         opened.close(verbose=False)
@@ -184,6 +188,39 @@ def test_a_program_starts_watches_stops_and_scores(guarded: Any, small_runs: lis
     with pytest.raises(Exception, match="this model reads at most 2048: make it shorter"):
         client.predict("word " * 4000, run=scored, api_name="/compare")
     client.executor.shutdown()
+
+
+def by_mcp(guarded: Any, password: str, work: Callable[[ClientSession], Awaitable[Any]]) -> Any:
+    """What `work` gets of a session with the page's MCP server, as ann."""
+    credentials = base64.b64encode(f"ann:{password}".encode()).decode()
+
+    async def session() -> Any:
+        headers = {"Authorization": f"Basic {credentials}"}
+        server = streamablehttp_client(f"{guarded.address}/gradio_api/mcp/", headers)
+        async with server as (read, write, _), ClientSession(read, write) as opened:
+            await opened.initialize()
+            return await work(opened)
+
+    return asyncio.run(session())
+
+
+def test_the_same_are_mcp_tools(guarded: Any, small_runs: list[Run], runs: Path) -> None:
+    async def work(session: ClientSession) -> Any:
+        tools = {tool.name: tool for tool in (await session.list_tools()).tools}
+        state = await session.call_tool("status", {"run": small_runs[0].id})
+        said = await session.call_tool("compare", {"prompt": "Hi", "max_new_tokens": 4, "columns": "base,tuned"})
+        wrong = await session.call_tool("status", {"run": "../etc"})
+        return tools, state, said, wrong
+
+    shutil.copytree(small_runs[0].path, runs / small_runs[0].id)
+    tools, state, said, wrong = by_mcp(guarded, PASSWORD, work)
+    assert set(tools) >= {"compare", "start", "stop", "status", "evaluate", "report", "runs"}
+    assert "columns" in tools["compare"].inputSchema["properties"] and tools["start"].description
+    assert "finished" in state.content[0].text
+    assert said.content[0].text.count("tokens_per_second") == 2
+    assert wrong.isError and "There is no run" in wrong.content[0].text
+    with pytest.raises(BaseExceptionGroup, match=r"unhandled errors"):
+        by_mcp(guarded, "wrong horse", work)
 
 
 @pytest.mark.browser

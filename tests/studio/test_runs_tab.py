@@ -46,7 +46,7 @@ def test_a_runs_life_on_the_page(
     page.keyboard.press("Enter")
     expect(page.locator("#run-facts")).to_contain_text(copied.id)
     expect(line.locator("button")).to_have_attribute("aria-pressed", "true")
-    expect(page.locator("#evaluate-now")).to_be_enabled()
+    expect(page.locator("#run-evaluate-now")).to_be_enabled()
     expect(page.locator("#disk")).to_contain_text(re.compile(r"\d \w?B in runs · .* in the model cache · .* free"))
 
     # A name and a note that try to be HTML.
