@@ -24,11 +24,11 @@ from evaluation.probe_text import Text, read_text
 from evaluation.progress import Part, Progress
 from evaluation.provenance import DECIDING, hardware, versions
 from evaluation.report import Sample
-from finetune import data, model
+from finetune import data, model, room
 from finetune.prompt import Template
 from inference.columns import Column
 
-CACHE_FORMAT = 1  # raise it when answers of the same key may come out otherwise
+CACHE_FORMAT = 2  # raise it when answers of the same key may come out otherwise
 
 
 class Prepared(NamedTuple):
@@ -157,7 +157,9 @@ def judged(prepared: Prepared, samples: Sequence[Sample], asked: EvalConfig, hoo
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        judge = LocalJudge(prepared.judge.name, prepared.judge.source, prepared.base)
+        source = prepared.judge.source
+        with room.claimed(lambda: room.base_fits(source), lambda: False, lambda _: None):
+            judge = LocalJudge(prepared.judge.name, source, prepared.base)
     else:
         assert prepared.judge is not None
         judge = prepared.judge

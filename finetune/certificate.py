@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from finetune import data
+from finetune import data, room
 from finetune.base import compute_dtype, context_limit, device, load_base
 from finetune.config import from_mapping
 from finetune.loss import headless, supervised_hidden
@@ -162,7 +162,8 @@ def certify(
     for onto, folder in folders.items():
         for precision in ("dense", "nf4"):
             say(f"Measuring the merge onto {NAMES[onto]} ({'dense' if precision == 'dense' else '4 bits again'})")
-            variants.append(measure(folder, onto, precision, seen))
+            with room.claimed(lambda: room.base_fits(parts.source), lambda: False, lambda _: None):
+                variants.append(measure(folder, onto, precision, seen))
     dense = [variant for variant in variants if variant.precision == "dense"]
     chosen = min(dense, key=lambda variant: variant.loss).onto if asked == "auto" else asked
     return Certificate(

@@ -66,7 +66,7 @@ def reopen(run: Run) -> int:
     if state == "finished":
         raise ValueError(f"{run.id} has finished: there is nothing to resume.")
     lock = os.open(run.path / "lock", os.O_CREAT | os.O_RDWR)
-    if not lock_patiently(lock):
+    if not _patiently(lock):
         os.close(lock)
         raise ValueError(f"{run.id} is {state}: stop it first.")
     (run.path / "stop").unlink(missing_ok=True)
@@ -78,10 +78,10 @@ def reopen(run: Run) -> int:
 def hold(job: Job) -> Iterator[bool]:
     """Hold an ended job's lock, so that nobody goes on with it meanwhile. Yields False where it is alive."""
     with (job.path / "lock").open("a") as lock:
-        yield lock_patiently(lock)
+        yield _patiently(lock)
 
 
-def lock_patiently(lock: Any) -> bool:
+def _patiently(lock: Any) -> bool:
     """Take a lock; whoever looks at the job holds a shared one for an instant."""
     for _ in range(20):
         if try_lock(lock):

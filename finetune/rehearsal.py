@@ -58,7 +58,10 @@ def rehearse(config: TrainConfig, ready: Loaded, prepared: Prepared) -> Pace:
     Raises:
         ValueError: what the run itself would raise.
     """
-    config = with_settings(config, {"keep_best": False, "evaluate_every_steps": 0, "minutes": None})
+    changed: dict[str, Any] = {"keep_best": False, "evaluate_every_steps": 0, "minutes": None}
+    if config.training.steps is None and config.training.epochs is None:  # a time alone ends it, and steps are wanted
+        changed["epochs"] = 1
+    config = with_settings(config, changed)
     with tempfile.TemporaryDirectory(prefix="tandem-pilot-") as folder:
         run = Run(Path(folder))
         trainer = make_trainer(run, config, ready, prepared, Reporter(run), time.time())

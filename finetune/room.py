@@ -1,8 +1,9 @@
 """A GPU's memory, between a chat that keeps its base there and the jobs whose turn it is.
 
 Two files beside the runs, whose locks say all; a lock can't outlive its process, so nobody waits for the dead. `.chat`
-is locked while a chat has a base on the GPU. `.claim` is locked by a job from its turn until it has taken its memory;
-meanwhile no chat loads a base, and where the job does not fit beside the chat, the file says so, and the chat leaves.
+is locked while a chat has a base on the GPU. `.claim` is locked by a job from its turn until it has taken its memory,
+and shared by chats while they load a base: neither counts on memory that the other is about to take. Where the job does
+not fit beside the chat, the file says so, and the chat leaves.
 """
 
 import fcntl
@@ -14,7 +15,8 @@ from typing import IO
 from finetune import memory
 from finetune.config import TrainConfig
 from finetune.footprint import base_bytes
-from finetune.job import lock_patiently, try_lock
+from finetune.job import try_lock
+from finetune.launch import is_main
 from finetune.model import Say, Source
 from finetune.run import runs_folder
 from finetune.shapes import read_shapes
@@ -56,27 +58,52 @@ def claimed(has_room: Callable[[], bool], is_stopped: Callable[[], bool], say: S
         return
     with ExitStack() as claim:
         file = claim.enter_context(_open(".claim"))
-        mine = lock_patiently(file)  # the other processes of a run on several GPUs wait along
-        if mine:
+        if is_main():  # the other processes of a run on several GPUs wait along
+            wait_while(lambda: not try_lock(file) and not is_stopped())
             _write(file, "")
         if not has_room() and chat_is_there():
-            if mine:
+            if is_main():
                 _write(file, LEAVE)
             say("waiting for the chat to leave the GPU")
             wait_while(lambda: chat_is_there() and not is_stopped())
-            if mine:
+            if is_main():
                 _write(file, "")
         yield claim.close
 
 
+@contextmanager
+def loading(is_cancelled: Callable[[], bool], say: Say) -> Iterator[None]:
+    """For a chat that loads a base: no job makes its claim meanwhile. Waits for the one whose claim it is now.
+
+    Raises:
+        ValueError: a job takes too long over it, or nobody wants the base any more.
+    """
+    if memory.device().kind != "cuda":
+        yield
+        return
+    with _open(".claim") as file:
+        if not _try_shared(file):
+            say("A job is taking its part of the GPU's memory: your prompt waits.")
+            wait_while(lambda: not _try_shared(file) and not is_cancelled())
+            if is_cancelled() or not _try_shared(file):
+                raise ValueError("A job is still taking its part of the GPU's memory: ask again once it works.")
+        yield
+
+
 def chat_is_there() -> bool:
     """Whether some chat has a base on the GPU."""
-    return _is_held(".chat")
+    if not (runs_folder() / ".chat").exists():
+        return False
+    with _open(".chat") as file:
+        return not try_lock(file)
 
 
 def being_claimed() -> bool:
     """Whether a job is about to take its memory."""
-    return _is_held(".claim")
+    if not (runs_folder() / ".claim").exists():
+        return False
+    with _open(".claim") as file:
+        return not _try_shared(file)
 
 
 def chat_is_to_leave() -> bool:
@@ -111,8 +138,9 @@ def _write(file: IO[str], text: str) -> None:
     file.flush()
 
 
-def _is_held(name: str) -> bool:
-    if not (runs_folder() / name).exists():
+def _try_shared(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
         return False
-    with _open(name) as file:
-        return not try_lock(file)
+    return True

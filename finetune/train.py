@@ -74,6 +74,9 @@ def train(run: Run, reporter: Reporter) -> None:
     prepared = prepare(config, tokenizer, context_limit(source))
     with ExitStack() as held:
         taken = held.enter_context(room.claimed(lambda: room.fits(config, source), run.stop_requested, say))
+        if run.stop_requested():
+            reporter.status(state="stopped")
+            return
         config = with_checkpointing_settled(config, source)
         say("loading the base in 4 bits")
         ready = held.enter_context(loaded(config, source, tokenizer))

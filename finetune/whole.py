@@ -27,8 +27,9 @@ def finish_folder(hidden: Path, target: Path) -> None:
 
 def seal(folder: Path) -> None:
     """Declare a folder whole: its manifest, the last file, says how long every other one is."""
-    sizes = {str(path.relative_to(folder)): path.stat().st_size for path in _files(folder)}
-    write_atomically(folder / "manifest.json", json.dumps(sizes, indent=2))
+    manifest = folder / "manifest.json"  # one may be there already, of the folder that this one is a copy of
+    files = (path for path in _files(folder) if path != manifest)
+    write_atomically(manifest, json.dumps({str(f.relative_to(folder)): f.stat().st_size for f in files}, indent=2))
 
 
 def is_whole(folder: Path) -> bool:

@@ -18,7 +18,10 @@ StopReason = Literal["end", "length", "cancelled"]
 
 
 class Answer(NamedTuple):
-    """What a row has said so far; `stop` is None while it goes on. Seconds count from the start of the call."""
+    """What a row has said so far; `stop` is None while it goes on.
+
+    Seconds count from the start of the call, without those that a capture took.
+    """
 
     text: str
     tokens: int
@@ -42,6 +45,7 @@ class _Row:
     ids: list[int] = field(default_factory=list)
     first_at: float = 0.0
     last_at: float = 0.0
+    paused: float = 0.0  # seconds that no token could come in
     stop: StopReason | None = None
     text: str = ""
 
@@ -63,7 +67,9 @@ class _Row:
         self.text = text.strip() if self.stop else _sure(text, self.template.stop_strings)
 
     def answer(self) -> Answer:
-        return Answer(self.text, len(self.ids), self.first_at - self.started, self.last_at - self.started, self.stop)
+        first = self.first_at - self.started
+        seconds = first + max(0.0, self.last_at - self.first_at - self.paused)
+        return Answer(self.text, len(self.ids), first, seconds, self.stop)
 
 
 def _sure(text: str, stop_strings: Sequence[str]) -> str:
@@ -122,9 +128,11 @@ def decode(
                     return
                 whole = False  # should the next step fail halfway, the cache is not to be trusted
                 if step is None:  # a capture takes its time, and the first tokens are not to wait for it
-                    step = (
-                        captures.step(base, cache, mask, max_new_tokens, key, parts) if captures else Step(base, cache)
-                    )
+                    step, before = Step(base, cache), time.perf_counter()
+                    if captures:
+                        step = captures.step(base, cache, mask, max_new_tokens, key, parts)
+                    for row in rows:
+                        row.paused = time.perf_counter() - before
                 ids = tokens[:, None]
                 known, mask = torch.cat([known, ids], dim=1), torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
                 logits = step(ids, mask)

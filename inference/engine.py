@@ -21,7 +21,7 @@ from inference.decode import Answer, decode
 from inference.lens import Lens, Score, answer_ids, cross, look
 from inference.lora import Adapter, Placed, load_adapter
 from inference.prefix import Prefix
-from inference.room import Tenant, refuse_without_room, wait_for_claims
+from inference.room import Tenant, refuse_without_room
 from inference.sampling import Sampling
 from inference.watching import Shared, watch
 from inference.watching import Update as Update
@@ -86,7 +86,7 @@ class Engine:
 
         def work() -> None:
             state.started = True
-            base, chosen = self._ready(asked, state.say)
+            base, chosen = self._ready(asked, state.say, state.cancel.is_set)
             prompts = [chosen.encode_prompt(history, system) for history in histories]
             _refuse_too_long(prompts, base)
             state.prompt_tokens = tuple(map(len, prompts))
@@ -193,18 +193,24 @@ class Engine:
         captures = self.captures if base.device.type == "cuda" else None
         return decode(base, chosen, prompts, adapters, sampling, max_new_tokens, cancelled, self.prefix, captures)
 
-    def _ready(self, asked: Subject, say: Callable[[str], None]) -> tuple[Any, Template]:
+    def _leave(self, tenant: Tenant) -> None:
+        """Give the memory back to a job, if it is still that base that it asked to leave."""
+        self._submit(lambda: self.unload_now() if self._tenant is tenant else None)
+
+    def _ready(
+        self, asked: Subject, say: Callable[[str], None], is_cancelled: Callable[[], bool] = lambda: False
+    ) -> tuple[Any, Template]:
         """The base in memory and its template, with the weights that were expected."""
         source = model.fetch(asked.model, asked.revision, say)
         if asked.sha256 not in (None, source.sha256):
             raise ValueError(f"The adapter was trained on other weights than {source.origin}: load those.")
         if self._loaded is None or self._loaded.source != source or (self._tenant and room.chat_is_to_leave()):
             self.unload_now()
-            wait_for_claims(say)
-            refuse_without_room(source)
-            say(f"Loading {asked.model} in 4 bits")
-            self._loaded = Loaded(source, load_base(source), load_tokenizer(source))
-            self._tenant = Tenant(self.release) if memory.device().kind == "cuda" else None
+            with room.loading(is_cancelled, say):
+                refuse_without_room(source)
+                say(f"Loading {asked.model} in 4 bits")
+                self._loaded = Loaded(source, load_base(source), load_tokenizer(source))
+                self._tenant = Tenant(self._leave) if memory.device().kind == "cuda" else None
         return self._loaded.base, template(self._loaded.tokenizer, asked.template)
 
     def _adapter(self, folder: Path) -> Adapter:

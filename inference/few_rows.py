@@ -47,9 +47,8 @@ class Low:
         """The products for `x` [rows, 1, in], if they are not there already."""
         if x is not self._of:  # held, so that no other tensor can be taken for it
             rank, inputs = self.down.shape
-            _launch(
-                _kernel("low_rank", len(x), 1, x.dtype), rank, [x, self.down, self.factors, self.product, inputs, rank]
-            )
+            given = [x.contiguous(), self.down, self.factors, self.product, inputs, rank]
+            _launch(_kernel("low_rank", len(x), 1, x.dtype), rank, given)
             self._of = x
 
     def forget(self) -> None:
@@ -68,8 +67,8 @@ class Term(NamedTuple):
 
 
 def takes(hidden: Tensor) -> bool:
-    """Whether hidden [batch, time, width] are a few rows of one token."""
-    return hidden.shape[-2] == 1 and hidden.shape[0] <= MOST_ROWS
+    """Whether hidden [batch, time, width] are a few rows of one token, in half precision."""
+    return hidden.dtype in HALVES and hidden.shape[-2] == 1 and hidden.shape[0] <= MOST_ROWS
 
 
 def possible(base: Any) -> bool:
@@ -132,7 +131,7 @@ def _linear(layer: Any, term: Term | None) -> Callable[[Tensor], Tensor]:
     weights = [layer.weight, state.absmax, state.state2.code, state.state2.absmax, state.offset, state.code]
 
     def forward(x: Tensor) -> Tensor:
-        if not takes(x) or x.dtype not in HALVES:
+        if not takes(x):
             result: Tensor = as_written(x)
             return result
         if term:
@@ -161,7 +160,7 @@ def _norm(module: Any) -> Callable[[Tensor], Tensor]:
     as_written, weight, epsilon = module.forward, module.weight, float(module.variance_epsilon)
 
     def forward(x: Tensor) -> Tensor:
-        if not takes(x) or x.dtype not in HALVES or x.dtype != weight.dtype or x.shape[-1] % 8:
+        if not takes(x) or x.dtype != weight.dtype or x.shape[-1] % 8:
             result: Tensor = as_written(x)
             return result
         x = x.contiguous()
@@ -176,7 +175,7 @@ def _gated(module: Any) -> Callable[[Tensor], Tensor]:
     as_written = module.forward
 
     def forward(x: Tensor) -> Tensor:
-        if not takes(x) or x.dtype not in HALVES:
+        if not takes(x):
             result: Tensor = as_written(x)
             return result
         gate, up = module.gate_proj(x), module.up_proj(x)

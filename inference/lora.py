@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from bitsandbytes.nn import Linear4bit
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -115,7 +116,8 @@ def placed(base: nn.Module, adapters: Sequence[Placed]) -> Iterator[object]:
                 module = base.get_submodule(name)
             except AttributeError as error:
                 raise ValueError(f"The adapter does not fit this base: it has no layer {name}.") from error
-            held.callback(module.register_forward_hook(_adding(those, but_a_few=fast)).remove)
+            hook = _adding(those, but_a_few=name in terms and isinstance(module, Linear4bit))
+            held.callback(module.register_forward_hook(hook).remove)
         if fast:
             held.enter_context(few_rows.in_place(base, terms))
         yield parts, terms

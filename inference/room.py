@@ -6,15 +6,15 @@ from collections.abc import Callable
 from finetune import memory, room
 from finetune.base import compute_dtype
 from finetune.footprint import base_bytes
-from finetune.model import Say, Source
+from finetune.model import Source
 from finetune.shapes import read_shapes
 
 
 class Tenant:
     """A base on the GPU: until `leave` is called the jobs know of it, and what they ask for is passed on."""
 
-    def __init__(self, asked_to_leave: Callable[[], object]) -> None:
-        """`asked_to_leave` is called on a thread of its own, once."""
+    def __init__(self, asked_to_leave: Callable[["Tenant"], object]) -> None:
+        """`asked_to_leave` is called with this on a thread of its own, once."""
         self._file = room.stay()
         self._gone = threading.Event()
         threading.Thread(target=self._watch, args=(asked_to_leave,), name="tenant", daemon=True).start()
@@ -24,18 +24,11 @@ class Tenant:
         self._gone.set()
         self._file.close()
 
-    def _watch(self, asked_to_leave: Callable[[], object]) -> None:
+    def _watch(self, asked_to_leave: Callable[["Tenant"], object]) -> None:
         while not self._gone.wait(room.POLL_SECONDS):
             if room.chat_is_to_leave():
-                asked_to_leave()
+                asked_to_leave(self)
                 return
-
-
-def wait_for_claims(say: Say) -> None:
-    """Wait until a job whose turn it is has taken its memory."""
-    if memory.device().kind == "cuda" and room.being_claimed():
-        say("A job is taking its part of the GPU's memory: your prompt waits.")
-        room.wait_while(room.being_claimed)
 
 
 def refuse_without_room(source: Source) -> None:

@@ -44,6 +44,12 @@ def test_a_pilot_runs_as_the_run_would(flags: list[str], extra: list[str], capsy
     assert "measured on this run's own batches" in capsys.readouterr().out
 
 
+def test_a_pilot_of_a_run_that_time_alone_ends(tiny_model: Path) -> None:
+    settings = tiny_run_settings(tiny_model) | {"steps": None, "epochs": None, "minutes": 1}
+    made = plan.make(with_settings(TrainConfig(), settings), pilot=True)
+    assert made.time.method == "limit" and made.time.seconds == pytest.approx(60)
+
+
 def test_a_pilot_that_does_not_fit_is_not_started(
     flags: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,7 @@
 """The device is shared: a run that fits beside the chat leaves it alone, one that does not gets its memory."""
 
 import gc
+import os
 import re
 import subprocess
 import sys
@@ -18,11 +19,12 @@ from conftest import tiny_run_settings, wait_for
 from finetune import memory, model, room
 from finetune.base import compute_dtype
 from finetune.config import TrainConfig, with_settings
-from finetune.job import start_training
+from finetune.job import create_run, start_training
 from finetune.memory import Device
 from finetune.prompt import Turn
-from finetune.run import ENDED
+from finetune.run import ENDED, Reporter
 from finetune.shapes import read_shapes
+from finetune.train import train
 from inference.columns import BASE, Column, resolve
 from inference.engine import Engine
 from inference.room import refuse_without_room
@@ -150,6 +152,51 @@ def test_an_answer_is_not_cut_off_and_the_next_prompt_gives_way(tiny_model: Path
         assert claims.result(60) is False
         assert later[0].result(60) == later[1].result(60)
     engine.release().result()
+
+
+def test_a_job_waits_for_a_chat_that_is_loading(tiny_model: Path, shared: None) -> None:
+    """Its base is not yet to be seen among what is taken."""
+
+    def claim() -> bool:
+        with room.claimed(lambda: False, lambda: False, lambda _: None):
+            return True
+
+    with ThreadPoolExecutor() as pool:
+        with room.loading(lambda: False, print):
+            claims = pool.submit(claim)
+            time.sleep(3 * room.POLL_SECONDS)
+            assert not claims.done() and not room.being_claimed()
+        assert claims.result(10)
+
+
+def test_a_prompt_is_told_when_a_job_takes_long_or_its_person_has_gone(
+    tiny_model: Path, shared: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "PATIENCE_SECONDS", 0.6)
+    with room.claimed(lambda: True, lambda: False, print):
+        with pytest.raises(ValueError, match="ask again once it works"):
+            say(Engine(), tiny_model)
+        with pytest.raises(ValueError, match="ask again"), room.loading(lambda: True, print):
+            pass
+
+
+def test_a_run_stopped_while_it_waits_loads_nothing(
+    tiny_model: Path, shared: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine()
+    say(engine, tiny_model)
+    monkeypatch.setattr(engine, "_leave", lambda tenant: None)  # a long answer: it does not leave
+    assert engine._tenant
+    run, lock = create_run(with_settings(TrainConfig(), tiny_run_settings(tiny_model)), "test")
+    with ThreadPoolExecutor() as pool, room.stay():
+        monkeypatch.setattr(room, "fits", lambda *_: False)
+        trained = pool.submit(train, run, reporter := Reporter(run))
+        wait_for(lambda: "waiting for the chat" in run.status().get("message", ""))
+        run.request_stop()
+        trained.result(10)
+    reporter.end()
+    os.close(lock)
+    assert run.status()["state"] == "stopped" and not run.facts()
 
 
 def test_nobody_waits_for_a_chat_or_a_job_that_was_killed(tiny_source: Any, shared: None) -> None:

@@ -201,7 +201,8 @@ def by_mcp(guarded: Any, password: str, work: Callable[[ClientSession], Awaitabl
             await opened.initialize()
             return await work(opened)
 
-    return asyncio.run(session())
+    with ThreadPoolExecutor(1) as pool:  # Playwright's loop runs in this thread
+        return pool.submit(asyncio.run, session()).result()
 
 
 def test_the_same_are_mcp_tools(guarded: Any, small_runs: list[Run], runs: Path) -> None:

@@ -57,7 +57,7 @@ def upload(page: Page, file: Path) -> None:
 def test_the_main_path(page: Page, app: App, smollm2: Any, tmp_path: Path) -> None:
     page.goto(app.address)
     # First visit: nothing is tuned yet, and the base answers alone.
-    longest(page, 64)
+    longest(page, 32)
     ask(page, ATTACK)
     expect(page.locator("#first")).to_contain_text("Nothing is tuned here yet", timeout=60_000)
     expect(figures(page, 0)).to_contain_text(re.compile("ended by itself|length limit"), timeout=90_000)
@@ -75,7 +75,7 @@ def test_the_main_path(page: Page, app: App, smollm2: Any, tmp_path: Path) -> No
     page.fill("#steps input", "10")
     page.get_by_text("All settings").click()
     page.get_by_text("Length, batches and memory").click()
-    page.fill("#tokens-per-batch input", "512")
+    page.fill("#tokens-per-batch input", "256")
     page.click("#start")
     expect(page.locator("#train-status")).to_contain_text(re.compile(r"step [1-9]\d* of 10"), timeout=300_000)
     run = only_run(app)
