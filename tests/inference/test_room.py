@@ -131,26 +131,27 @@ def test_a_run_that_does_not_fit_gets_the_chats_memory_at_its_turn(tiny_model: P
     wait_for(lambda: not [t for t in threading.enumerate() if t.name == "tenant"], 5)
 
 
-def test_an_answer_is_not_cut_off_and_the_next_prompt_gives_way(tiny_model: Path, shared: None) -> None:
-    """Prompts that wait do not go first: the engine leaves between two answers."""
-    engine = Engine()
-    stream = engine.compare(
-        str(tiny_model), None, "chat", [BASE], [[Turn("Name a bird.")]], Sampling(temperature=0), 60
-    )
-    next(stream)
+def test_what_is_under_way_ends_first_and_what_waits_gives_way(tiny_model: Path, shared: None) -> None:
+    """The engine leaves between two answers, and once: a prompt that comes back is not sent away again."""
+    engine, under_way = Engine(), threading.Event()
+    first = say(engine, tiny_model)
+
+    def claim() -> bool:
+        with room.claimed(lambda: False, lambda: False, lambda _: None):
+            return room.chat_is_there()
+
     with ThreadPoolExecutor() as pool:
-
-        def claim() -> bool:
-            with room.claimed(lambda: False, lambda: False, lambda _: None):
-                return room.chat_is_there()
-
-        claims = pool.submit(claim)
-        wait_for(room.chat_is_to_leave, 10)
+        engine._submit(under_way.wait)
         later = [pool.submit(say, engine, tiny_model) for _ in range(2)]
-        last = list(stream)[-1].answers[0]
-        assert last.stop
+        wait_for(lambda: len(engine._line) == 3)
+        claims = pool.submit(claim)
+        wait_for(lambda: len(engine._line) == 4)  # it was asked to leave, behind those who wait
+        assert room.chat_is_to_leave() and not claims.done() and engine._loaded
+        under_way.set()
         assert claims.result(60) is False
-        assert later[0].result(60) == later[1].result(60)
+        assert [each.result(60) for each in later] == [first, first]
+    engine._submit(lambda: None).result(10)
+    assert engine._loaded and room.chat_is_there()
     engine.release().result()
 
 
