@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from benchmarks.load_gpu import write_checkpoint
 from benchmarks.memory_cpu import architecture_of
+from benchmarks.tokenizer import byte_level_bpe
 from evaluation.provenance import hardware, versions
 from finetune import room
 from finetune.config import TrainConfig, with_settings
@@ -83,14 +83,7 @@ def _write_model(folder: Path, tiny: bool) -> None:
         architecture.num_hidden_layers, architecture.hidden_size, architecture.intermediate_size = 2, 256, 512
         architecture.num_attention_heads, architecture.num_key_value_heads, architecture.head_dim = 4, 2, 64
     write_checkpoint(folder, architecture)
-    inner = Tokenizer(models.BPE())
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    inner.decoder = decoders.ByteLevel()
-    special = ["<unk>", "<s>", "</s>"]
-    trainer = trainers.BpeTrainer(
-        vocab_size=8000, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
-    )
-    inner.train([str(ROOT / "assets" / "dolly_sample.jsonl")], trainer)
+    inner = byte_level_bpe(8000, ["<unk>", "<s>", "</s>"])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
     tokenizer.save_pretrained(folder)
 
@@ -173,11 +166,15 @@ def _ask(engine: Engine, folder: Path, seen: dict[str, Any], when: str, run: Run
         stream = engine.compare(str(folder), None, "dolly", columns, histories, Sampling(), 32, sha256)
         messages = []
         for update in stream:
-            if update.message and update.message not in messages:
-                messages.append(update.message)
-        note |= {"tokens": [answer.tokens for answer in update.answers], "messages": messages}
+            message = update.message.replace(str(folder), "the model")
+            if message and message not in messages:
+                messages.append(message)
+        note |= {
+            "tokens": [answer.tokens for answer in update.answers],
+            "messages": [message.replace(str(folder), "the model") for message in messages],
+        }
     except ValueError as error:
-        note["refused"] = str(error)
+        note["refused"] = str(error).replace(str(folder), "the model")
     seen["prompts"].append(note | {"seconds": round(time.perf_counter() - started, 2), "free_gib": _free()})
 
 

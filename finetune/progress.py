@@ -73,7 +73,7 @@ class Progress(TrainerCallback):
         self._bar.update(state.global_step - self._bar.n)
         asked = self.reporter.job.stop_requested()
         late = self.deadline is not None and time.time() > self.deadline
-        if _any_process(asked or late):
+        if any_process(asked or late):
             control.should_training_stop = control.should_save = True
 
     def on_log(
@@ -126,7 +126,7 @@ def _number(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _any_process(flag: bool) -> bool:
+def any_process(flag: bool) -> bool:
     """Whether any process of a data-parallel run wants it: they must all stop at the same step."""
     if not torch.distributed.is_initialized():
         return flag

@@ -27,7 +27,7 @@ from finetune.config import TrainConfig, from_mapping
 from finetune.launch import is_main, processes
 from finetune.loss import headless
 from finetune.packing import Batch, group, pack
-from finetune.progress import AfterFirstStep, Diverged, Progress
+from finetune.progress import AfterFirstStep, Diverged, Progress, any_process
 from finetune.prompt import template
 from finetune.run import Reporter, Run
 from finetune.settled import with_checkpointing_settled, with_compiling_settled
@@ -74,7 +74,7 @@ def train(run: Run, reporter: Reporter) -> None:
     prepared = prepare(config, tokenizer, context_limit(source))
     with ExitStack() as held:
         taken = held.enter_context(room.claimed(lambda: room.fits(config, source), run.stop_requested, say))
-        if run.stop_requested():
+        if any_process(run.stop_requested()):
             reporter.status(state="stopped")
             return
         config = with_checkpointing_settled(config, source)

@@ -3,7 +3,7 @@
 A step of a chat reads every weight for a row or a few, so the weights' bytes should bound it. bitsandbytes' kernel
 decodes a weight again for each row, and an adapter takes kernels of its own; here a weight is decoded once and what the
 adapters add is part of the same sum (`few_rows.cu`). Weights and scales stay in fp32, where bitsandbytes rounds their
-product. Compiled by the driver's own compiler at the first use, in about a second.
+product. Compiled at the first use, in about a second, by NVRTC, which comes with torch.
 """
 
 import sys
@@ -217,7 +217,7 @@ def _kernel(name: str, rows: int, per_warp: int, dtype: torch.dtype) -> Any:
 
 @cache
 def _compiles(dtype: torch.dtype) -> bool:
-    """Whether torch and the driver can compile it: the call is young and not yet a public one."""
+    """Whether torch can compile it: the call is young and not yet a public one."""
     try:
         _kernel("product", 1, 2, dtype)
     except Exception:  # of whatever kind: the layers as they are written do the same, only slower

@@ -36,18 +36,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a random Llama: 2 layers, width 64, grouped heads, about 1,000 tokens of byte-level BPE."""
     import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+    from benchmarks.tokenizer import byte_level_bpe
+
     folder = tmp_path_factory.mktemp("tiny")
-    inner = Tokenizer(models.BPE())
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    inner.decoder = decoders.ByteLevel()
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    trainer = trainers.BpeTrainer(
-        vocab_size=1000, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
-    )
-    inner.train([str(ROOT / "assets" / "dolly_sample.jsonl")], trainer)
+    inner = byte_level_bpe(1000, special)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, unk_token=special[0], eos_token=special[2])
     tokenizer.chat_template = CHAT_TEMPLATE
     tokenizer.save_pretrained(folder)
